@@ -1,0 +1,310 @@
+"""Instructions, programs and the rules for them, against the system's headers, libpcap's validator and the kernel."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import errno
+import os
+import pickle
+import random
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bpf_oracles import Kernel, attach, libpcap_accepts, packed, random_instructions
+
+from pcapext import bpf
+from pcapext.bpf import ANCILLARY, OPCODES, Fault, Instruction, Program, kernel_fault, program_of, structural_fault
+from pcapext.errors import ProgramError
+from pcapext.flowkeys import FLOW_KEYS, SKF_AD_OFF
+
+HEADERS = "".join(Path("/usr/include/linux", name).read_text() for name in ("bpf_common.h", "filter.h"))
+DEFINED = {name: int(value, 0) for name, value in re.findall(r"#define\s+(\w+)\s+\(?(-?[0-9]\w*)\)?\s*(?:/\*.*)?$", HEADERS, re.MULTILINE)}
+
+RET = Instruction(bpf.RET_K)
+
+
+@pytest.fixture
+def kernel() -> Iterator[Kernel]:
+    kernel = Kernel()
+    yield kernel
+    kernel.close()
+
+
+def spelled(name: str) -> int:
+    """The code of a constant such as LD_W_ABS, put together from the parts that its name names."""
+    parts = {"LDX_MSH": "LDX_B_MSH", "NEG": "ALU_NEG", "JA": "JMP_JA", "TAX": "MISC_TAX", "TXA": "MISC_TXA"}.get(name, name).split("_")
+    if parts[0] in ("ADD", "SUB", "MUL", "DIV", "MOD", "AND", "OR", "XOR", "LSH", "RSH"):
+        parts.insert(0, "ALU")
+    if parts[0] in ("JEQ", "JGT", "JGE", "JSET"):
+        parts.insert(0, "JMP")
+    return sum(DEFINED[f"BPF_{part}"] for part in parts)
+
+
+CONSTANTS = {
+    name: value
+    for name, value in vars(bpf).items()
+    if re.fullmatch("(LD|LDX)_[A-Z_]+|STX?|[A-Z]{2,4}_[KXA]|NEG|JA|TAX|TXA", name) and name != "U32"
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_constant_is_that_of_the_header(name: str) -> None:
+    assert CONSTANTS[name] == spelled(name)
+
+
+def test_table_has_every_constant_once() -> None:
+    assert sorted(opcode.code for opcode in OPCODES) == sorted(CONSTANTS.values())
+
+
+@pytest.mark.kernel
+def test_table_is_all_the_kernel_takes(kernel: Kernel) -> None:
+    """Every code alone, with operands that no rule forbids, before two `ret`s; M[1] is written first."""
+    known = {opcode.code for opcode in OPCODES}
+    store = Instruction(bpf.ST, k=1)
+    for code in [*range(0x200), 0x8000, 0xFF06, 0xFFFF]:
+        program = (store, Instruction(code, k=1), RET, RET)
+        assert kernel.accepts(program) == (code in known), hex(code)
+
+
+def test_ancillary_offsets_are_those_of_the_header() -> None:
+    offsets = {value for name, value in DEFINED.items() if name.startswith("SKF_AD_") and name not in ("SKF_AD_OFF", "SKF_AD_MAX")}
+    assert {word.offset for word in ANCILLARY if word.stock} == offsets
+    assert DEFINED["SKF_AD_OFF"] & bpf.U32 == SKF_AD_OFF
+
+
+def test_ancillary_words_hold_the_flow_keys() -> None:
+    assert {(key.name, key.k) for key in FLOW_KEYS} <= {(word.name, word.k) for word in ANCILLARY}
+    assert len({word.offset for word in ANCILLARY}) == len(ANCILLARY)
+
+
+@pytest.mark.parametrize(("field", "value"), [("code", -1), ("code", 1 << 16), ("jt", 256), ("jf", -1), ("k", 1 << 32), ("k", -1)])
+def test_field_out_of_range(field: str, value: int) -> None:
+    with pytest.raises(ProgramError, match=f"{field} {value} is out of range"):
+        Instruction(**{"code": bpf.RET_K, field: value})
+
+
+LD, ST, JA, JEQ = bpf.LD_MEM, bpf.ST, bpf.JA, bpf.JEQ_K
+
+
+def tuples(*rows: tuple[int, ...]) -> tuple[Instruction, ...]:
+    """Instructions from (code, k) and (code, jt, jf, k)."""
+    return tuple(Instruction(row[0], k=row[1]) if len(row) == 2 else Instruction(*row) for row in rows)
+
+
+#: Programs that libpcap's rules refuse, and the words for it.
+STRUCTURAL = [
+    ((), "a program needs at least one instruction"),
+    (tuples((0x0E, 0)), "instruction 0: unknown opcode 0xe"),
+    (tuples((bpf.LD_IMM, 0)), "instruction 0: the last instruction must be a ret"),
+    (tuples((ST, 16), (bpf.RET_K, 0)), "instruction 0: st M[16], expected M[0] to M[15]"),
+    (tuples((bpf.LDX_MEM, 1 << 31), (bpf.RET_K, 0)), "instruction 0: ldx M[2147483648], expected M[0] to M[15]"),
+    (tuples((bpf.DIV_K, 0), (bpf.RET_K, 0)), "instruction 0: div by zero"),
+    (tuples((bpf.MOD_K, 0), (bpf.RET_K, 0)), "instruction 0: mod by zero"),
+    (tuples((bpf.LSH_K, 32), (bpf.RET_K, 0)), "instruction 0: lsh by 32, expected 0 to 31"),
+    (tuples((bpf.RSH_K, 1 << 31), (bpf.RET_K, 0)), "instruction 0: rsh by 2147483648, expected 0 to 31"),
+    (tuples((JA, 1), (bpf.RET_K, 0)), "instruction 0: ja to instruction 2, but the program has 2"),
+    (tuples((JA, 0xFFFFFFFE), (bpf.RET_K, 0)), "instruction 0: ja to instruction 4294967295, but the program has 2"),
+    (tuples((JEQ, 1, 0, 0), (bpf.RET_K, 0)), "instruction 0: jeq to instruction 2, but the program has 2"),
+    (tuples((bpf.JSET_X, 0, 9, 0), (bpf.RET_K, 0)), "instruction 0: jset to instruction 10, but the program has 2"),
+]
+
+
+@pytest.mark.parametrize(("instructions", "words"), STRUCTURAL)
+def test_structural_fault(instructions: tuple[Instruction, ...], words: str) -> None:
+    assert str(structural_fault(instructions)) == words
+    assert str(kernel_fault(instructions)) == words
+    with pytest.raises(ProgramError, match=re.escape(words)):
+        Program(instructions)
+
+
+#: Programs that libpcap's rules take and the kernel's refuse, and the words for it.
+KERNEL = [
+    (tuples((bpf.RET_K, 0)) * 4097, "4097 instructions, the kernel takes at most 4096"),
+    (tuples((bpf.LD_IMM, 0), (JA, 0xFFFFFFFE), (bpf.RET_K, 0)), "instruction 1: ja jumps backwards"),
+    (tuples((bpf.LD_W_ABS, SKF_AD_OFF + 1), (bpf.RET_K, 0)), "instruction 0: there is no ancillary word at offset 1"),
+    (tuples((bpf.LD_B_ABS, 0xFFFFFFFF), (bpf.RET_K, 0)), "instruction 0: there is no ancillary word at offset 4095"),
+    (tuples((bpf.LD_H_ABS, SKF_AD_OFF + 76), (bpf.RET_K, 0)), "instruction 0: a stock kernel has no ancillary word tproto"),
+    (tuples((LD, 3), (bpf.RET_K, 0)), "instruction 0: M[3] is read, but not written on every path before"),
+    (
+        tuples((ST, 3), (bpf.LDX_MEM, 2), (bpf.RET_K, 0)),
+        "instruction 1: M[2] is read, but not written on every path before",
+    ),
+    # One path jumps over the store.
+    (
+        tuples((JEQ, 1, 0, 7), (ST, 0), (LD, 0), (bpf.RET_A, 0)),
+        "instruction 2: M[0] is read, but not written on every path before",
+    ),
+    # Every path writes the slot, but the kernel's pass also comes to the load through the ret above it.
+    (
+        tuples((JEQ, 0, 2, 7), (ST, 0), (JA, 2), (bpf.LD_IMM, 0), (bpf.RET_K, 0), (LD, 0), (bpf.RET_A, 0)),
+        "instruction 5: M[0] is read, but not written on every path before",
+    ),
+    (tuples((JEQ, 1, 0, 7), (bpf.RET_K, 0), (ST, 0), (LD, 0), (bpf.RET_A, 0)), None),
+    (tuples((JEQ, 0, 1, 7), (ST, 0), (ST, 0), (bpf.LDX_MEM, 0), (bpf.RET_A, 0)), None),
+    (tuples((JEQ, 0, 2, 7), (ST, 0), (JA, 1), (bpf.STX, 0), (LD, 0), (bpf.RET_A, 0)), None),
+    (tuples((bpf.LD_W_ABS, SKF_AD_OFF + 52), (bpf.RET_A, 0)), None),
+    (tuples((bpf.LD_W_ABS, SKF_AD_OFF - 1), (bpf.LD_W_IND, 0xFFFFFFFF), (bpf.RET_A, 0)), None),
+]
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(("instructions", "words"), KERNEL)
+def test_kernel_fault(kernel: Kernel, instructions: tuple[Instruction, ...], words: str | None) -> None:
+    assert structural_fault(instructions) is None
+    assert Program(instructions).kernel_refusal() == words
+    assert kernel.accepts(instructions) == (words is None)
+
+
+def test_kernel_takes_4096_instructions() -> None:
+    # By its rules. Whether it has the memory is another question (net.core.optmem_max), so it is not asked here.
+    assert kernel_fault(tuples((bpf.RET_K, 0)) * 4096) is None
+
+
+@pytest.mark.parametrize("key", FLOW_KEYS, ids=lambda key: key.name)
+@pytest.mark.parametrize("code", [bpf.LD_W_ABS, bpf.LD_H_ABS, bpf.LD_B_ABS])
+def test_kernel_with_the_proposal_knows_the_keys(key: bpf.Ancillary, code: int) -> None:
+    program = Program((Instruction(code, k=key.k), RET))
+    assert program.kernel_refusal(stock=False) is None
+    assert (program.kernel_refusal() is None) == key.stock
+    assert program.flow_keys == (() if key.stock else (key.name,))
+
+
+def mutated(rng: random.Random) -> tuple[Instruction, ...]:
+    """A valid program, in which one instruction may be something else."""
+    instructions = list(random_instructions(rng, 10))
+    if rng.random() < 0.6:
+        place = rng.randrange(len(instructions))
+        left = len(instructions) - place - 1
+        odd = (0, 16, 32, rng.randrange(16), left, -rng.randint(1, 5) & bpf.U32, SKF_AD_OFF + 4 * rng.randrange(20))
+        code = rng.choice((rng.randrange(0x100), JA, bpf.DIV_K, bpf.MOD_K, bpf.LD_W_ABS, bpf.LD_H_ABS, rng.choice(OPCODES).code))
+        changes = {
+            "code": code,
+            "jt": rng.choice((left, rng.randrange(256))),
+            "jf": rng.choice((left, rng.randrange(256))),
+            "k": rng.choice(odd),
+        }
+        fields = rng.choice((["code"], ["jt"], ["jf"], ["k"], ["code", "k"]))
+        instructions[place] = dataclasses.replace(instructions[place], **{field: changes[field] for field in fields})
+    return tuple(instructions)
+
+
+def test_libpcap_takes_what_the_structural_rules_take() -> None:
+    """The same verdict as `pcap_validate_filter`, but for codes its interpreter does not have and shifts C does not define."""
+    rng, codes, seen = random.Random(1), {opcode.code for opcode in OPCODES}, set()
+    for _ in range(6000):
+        instructions = mutated(rng)
+        stricter = any(i.code not in codes or (i.code in (bpf.LSH_K, bpf.RSH_K) and i.k >= 32) for i in instructions)
+        valid = structural_fault(instructions) is None
+        assert valid == (libpcap_accepts(instructions) and not stricter), instructions
+        seen.add((valid, stricter))
+    assert seen == {(True, False), (False, False), (False, True)}
+
+
+@pytest.mark.kernel
+def test_kernel_takes_what_the_kernel_rules_take(kernel: Kernel) -> None:
+    rng, reasons = random.Random(2), set()
+    for _ in range(8000):
+        instructions = mutated(rng)
+        fault = kernel_fault(instructions)
+        assert kernel.accepts(instructions) == (fault is None), (instructions, fault)
+        reasons.add(re.sub(" ?[0-9].*| word .*|^(j|ja|ld|st)[a-z]* ", "", fault.reason) if fault else None)
+    # Every rule was met, but those that ask for a program of no or too many instructions.
+    assert reasons == {
+        None, "unknown opcode", "M[", "div by zero", "mod by zero", "lsh by", "rsh by", "to instruction", "jumps backwards",
+        "there is no ancillary", "a stock kernel has no ancillary", "the last instruction must be a ret",
+    }  # fmt: skip
+
+
+@pytest.mark.kernel
+@pytest.mark.root
+def test_kernel_takes_bytes_of_a_program_on_a_packet_socket() -> None:
+    program = Program((Instruction(bpf.LD_H_ABS, k=12), Instruction(bpf.JEQ_K, 0, 1, 0x806), Instruction(bpf.RET_K, k=64), RET))
+    assert bytes(program) == packed(program)
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+        attach(sock, Program.from_bytes(bytes(program)))
+        with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
+            attach(sock, tuples((bpf.LD_IMM, 0)))
+
+
+ARP = (Instruction(bpf.LD_H_ABS, k=12), Instruction(bpf.JEQ_K, 0, 1, 0x806), Instruction(bpf.RET_K, k=64), RET)
+
+
+def test_program_is_a_sequence() -> None:
+    program = Program(ARP)
+    assert (len(program), list(program), program[1], program[-1], program[1:3]) == (4, list(ARP), ARP[1], RET, ARP[1:3])
+    assert (RET in program, program.index(RET), list(reversed(program))) == (True, 3, list(ARP[::-1]))
+    with pytest.raises(IndexError):
+        program[4]
+
+
+def test_program_does_not_change() -> None:
+    program = Program(ARP)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        program.snaplen = 1  # type: ignore[misc]
+    assert Program(list(ARP)).instructions == ARP  # type: ignore[arg-type]
+
+
+def test_programs_compare_by_all_they_are() -> None:
+    program = Program(ARP, 1, 64, "arp", "classic")
+    same = Program(tuple(copy.deepcopy(ARP)), 1, 64, "arp", "classic")
+    assert program == same
+    assert hash(program) == hash(same)
+    others = [Program(ARP[2:]), Program(ARP, 113), Program(ARP, snaplen=65), Program(ARP, expression="ip"), Program(ARP, target="flowkeys")]
+    assert len({program, same, *others}) == 6
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_program_travels(protocol: int) -> None:
+    """Also to a process where strings hash otherwise."""
+    program = Program(ARP, 12, 64, "arp", "flowkeys")
+    assert pickle.loads(pickle.dumps(program, protocol)) == program == copy.copy(program) == copy.deepcopy(program)
+    if protocol == pickle.HIGHEST_PROTOCOL:
+        script = "import pickle, sys; p = pickle.load(sys.stdin.buffer); print({p: p.expression}[type(p)(p[:], 12, 64, 'arp', 'flowkeys')])"
+        run = subprocess.run([sys.executable, "-c", script], input=pickle.dumps(program), capture_output=True, check=True)
+        assert run.stdout == b"arp\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"linktype": -1}, "link type -1 is out of range, expected 0 to 65535"),
+        ({"linktype": 65536}, "link type 65536 is out of range, expected 0 to 65535"),
+        ({"snaplen": 0}, "snap length 0 is out of range, expected 1 to 2147483647"),
+        ({"snaplen": 1 << 31}, "snap length 2147483648 is out of range, expected 1 to 2147483647"),
+        ({"target": "ebpf"}, "unknown target 'ebpf', expected one of classic, flowkeys"),
+    ],
+)
+def test_program_options(options: dict[str, object], words: str) -> None:
+    with pytest.raises(ProgramError) as error:
+        Program(ARP, **options)  # type: ignore[arg-type]
+    assert str(error.value) == words
+
+
+def test_from_bytes() -> None:
+    program = Program(ARP, 12, 64, "arp")
+    assert Program.from_bytes(memoryview(bytearray(bytes(program))), 12, 64, "arp") == program
+    for size in (1, 7, 31):
+        with pytest.raises(ProgramError, match=f"{size} bytes are no array of struct sock_filter"):
+            Program.from_bytes(bytes(program)[:size])
+    with pytest.raises(ProgramError, match="at least one instruction"):
+        Program.from_bytes(b"")
+
+
+def test_target_follows_from_the_loads() -> None:
+    keys = tuples((bpf.LD_W_ABS, SKF_AD_OFF + 76), (bpf.LD_B_ABS, SKF_AD_OFF + 64), (bpf.LD_W_ABS, SKF_AD_OFF + 76), (bpf.RET_A, 0))
+    assert program_of(keys).flow_keys == ("tproto", "nhoff")
+    assert program_of(keys).target == "flowkeys"
+    assert program_of(iter(ARP)).target == "classic"
+    # Only an absolute load of that k is a key.
+    assert program_of(tuples((bpf.LD_IMM, SKF_AD_OFF + 76), (bpf.LD_W_IND, SKF_AD_OFF + 76), (bpf.RET_A, 0))).flow_keys == ()
+
+
+def test_fault_names_the_place() -> None:
+    assert str(Fault("wrong", 3)) == "instruction 3: wrong"
+    assert str(Fault("wrong")) == "wrong"
