@@ -1,0 +1,666 @@
+"""The grammar: tokens to the syntax tree.
+
+In:  the text of a filter.
+Out: its `Expression` (syntax.py), or a `FilterError` that says what was expected and where.
+
+The docstrings of the functions are the grammar that PLY reads: libpcap's (grammar.y) and, marked "pcapext", what it
+adds. Words that libpcap's grammar treats alike are one token here. Actions only build nodes: what a value inherits from
+the term before it, what a name means and what may stand where is for `resolve.py`.
+
+Two things of libpcap's grammar are easy to lose. `and` and `or` have one precedence. And `%` and `^` have none, so that
+bison shifts: `len + 5 % 3` is `len + (5 % 3)` and `8 % 5 + 1` is `8 % (5 + 1)`. The lowest and the highest level below
+give PLY the same reading.
+"""
+
+from __future__ import annotations
+
+import sys
+from copy import copy
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from ply import yacc
+
+from pcapext.errors import FilterError, Span, excerpt
+from pcapext.lexer import KEYWORDS, Lexeme, make_lexer, tokens
+from pcapext.syntax import (
+    ARITHMETIC_DEPTH,
+    Access,
+    And,
+    Arcnet,
+    Arithmetic,
+    Binary,
+    Cast,
+    Encap,
+    Expression,
+    Group,
+    Ipv4,
+    Ipv6,
+    KeyValue,
+    Length,
+    Mac,
+    Name,
+    Negate,
+    Not,
+    Number,
+    Or,
+    Payload,
+    Primitive,
+    Protocol,
+    Qualified,
+    Qualifiers,
+    Relation,
+    Scope,
+    Standard,
+)
+
+__all__ = ["parse", "tokens"]
+
+start = "filter"
+
+precedence = (
+    ("nonassoc", "NO_PRECEDENCE"),
+    ("left", "OR", "AND"),
+    ("nonassoc", "NOT"),
+    ("left", "|"),
+    ("left", "&"),
+    ("left", "LSH", "RSH"),
+    ("left", "+", "-"),
+    ("left", "*", "/"),
+    ("nonassoc", "UMINUS"),
+    ("nonassoc", "%", "^"),
+)
+
+#: One word for each word with two spellings.
+_ONE_WORD = {
+    "link": "ether",
+    "es-is": "esis",
+    "is-is": "isis",
+    **{f"address{n}": f"addr{n}" for n in "1234"},
+}
+
+
+def _over(p: Any, first: int = 1) -> Span:
+    """The span of a production: from its symbol `first` to its last."""
+    return p[first].span.cover(p[len(p) - 1].span)  # type: ignore[no-any-return]
+
+
+# --- expressions
+
+
+def p_filter(p: Any) -> None:
+    """filter : expression"""
+    p[0] = p[1]
+
+
+def p_same(p: Any) -> None:
+    """expression : term
+    identifier : named
+    term : plain_term
+    listed : named
+    listed_head : listed
+    arithmetic : narrow
+    number : NUM"""
+    p[0] = p[1]
+
+
+def p_and(p: Any) -> None:
+    """expression : expression AND term
+                  | expression AND identifier
+    listed : listed_head AND identifier"""
+    p[0] = And(p[1], p[3], _over(p))
+
+
+def p_or(p: Any) -> None:
+    """expression : expression OR term
+                  | expression OR identifier
+    listed : listed_head OR identifier"""
+    p[0] = Or(p[1], p[3], _over(p))
+
+
+def p_not(p: Any) -> None:
+    """term : NOT term
+    named : NOT identifier"""
+    p[0] = Not(p[2], _over(p))
+
+
+def p_group(p: Any) -> None:
+    """plain_term : '(' expression ')'
+    identifier : '(' listed ')'"""
+    p[0] = Group(p[2], None, _over(p))
+
+
+def p_scoped_group(p: Any) -> None:  # pcapext
+    """plain_term : scope '(' expression ')'"""
+    p[0] = Group(p[3], p[1].text, _over(p))
+
+
+# --- values, with the qualifiers before them
+
+
+def p_qualified(p: Any) -> None:
+    """plain_term : head identifier"""
+    qualifiers, span = p[1]
+    p[0] = Qualified(qualifiers, p[2], span.cover(p[2].span))
+
+
+def p_scoped_value(p: Any) -> None:  # pcapext
+    """plain_term : scope named
+                  | scope bare_number"""
+    p[0] = Qualified(Qualifiers(p[1].text), p[2], _over(p))
+
+
+def p_scoped_values(p: Any) -> None:  # pcapext
+    """plain_term : scope '(' listed ')'"""
+    p[0] = Qualified(Qualifiers(p[1].text), Group(p[3], None, _over(p, 2)), _over(p))
+
+
+def p_protocol_key(p: Any) -> None:  # pcapext
+    """plain_term : PROTOCOL_KEY identifier
+    | scope PROTOCOL_KEY identifier"""
+    scope = p[1].text if len(p) == 4 else None
+    p[0] = Qualified(Qualifiers(scope, kind=p[len(p) - 2].text), p[len(p) - 1], _over(p))
+
+
+def p_protocol_key_word(p: Any) -> None:  # pcapext
+    """plain_term : PROTOCOL_KEY protocol_word
+    | scope PROTOCOL_KEY protocol_word"""
+    scope, word = p[1].text if len(p) == 4 else None, p[len(p) - 1]
+    value = Primitive(Name(word.text), word.span)
+    p[0] = Qualified(Qualifiers(scope, kind=p[len(p) - 2].text), value, _over(p))
+
+
+def p_bare_number(p: Any) -> None:
+    """identifier : bare_number
+    listed_head : bare_number"""
+    p[0] = p[1]
+
+
+def p_number_value(p: Any) -> None:
+    """bare_number : number"""
+    p[0] = Primitive(Number(p[1].number, p[1].span), p[1].span)
+
+
+def p_number_in_parentheses(p: Any) -> None:
+    """number : '(' number ')'"""
+    p[0] = Lexeme(p[2].text, _over(p), p[2].number)
+
+
+def p_name(p: Any) -> None:
+    """named : ID"""
+    p[0] = Primitive(Name(p[1].text), p[1].span)
+
+
+def p_ipv4(p: Any) -> None:
+    """named : HID"""
+    p[0] = Primitive(Ipv4(p[1].text), p[1].span)
+
+
+def p_ipv4_prefix(p: Any) -> None:
+    """named : HID '/' NUM"""
+    p[0] = Primitive(Ipv4(p[1].text, prefix=p[3].number), _over(p))
+
+
+def p_ipv4_mask(p: Any) -> None:
+    """named : HID NETMASK HID"""
+    p[0] = Primitive(Ipv4(p[1].text, mask=p[3].text), _over(p))
+
+
+def p_ipv6(p: Any) -> None:
+    """named : HID6"""
+    p[0] = Primitive(Ipv6(p[1].text), p[1].span)
+
+
+def p_ipv6_prefix(p: Any) -> None:
+    """named : HID6 '/' NUM"""
+    p[0] = Primitive(Ipv6(p[1].text, prefix=p[3].number), _over(p))
+
+
+def p_mac(p: Any) -> None:
+    """named : EID"""
+    p[0] = Primitive(Mac(p[1].text), p[1].span)
+
+
+def p_arcnet(p: Any) -> None:
+    """named : AID"""
+    p[0] = Primitive(Arcnet(p[1].text), p[1].span)
+
+
+def p_head(p: Any) -> None:
+    """head : about direction kind
+    | about direction
+    | about kind
+    | about GATEWAY
+    | about PROTO"""
+    scope, protocol, span = p[1]
+    direction = kind = None
+    for word in p[2:]:
+        span = word.span if span is None else span.cover(word.span)
+        if isinstance(word, _Direction):
+            direction = word.text
+        else:
+            kind = word.text
+    p[0] = Qualifiers(scope, protocol, direction, kind), span
+
+
+def p_about(p: Any) -> None:
+    """about : protocol_word"""
+    p[0] = None, _word(p[1]), p[1].span
+
+
+def p_about_scoped(p: Any) -> None:  # pcapext
+    """about : scope protocol_word"""
+    p[0] = p[1].text, _word(p[2]), _over(p)
+
+
+def p_about_scope(p: Any) -> None:  # pcapext
+    """about : scope"""
+    p[0] = p[1].text, None, p[1].span
+
+
+def p_about_nothing(p: Any) -> None:
+    """about :"""
+    p[0] = None, None, None
+
+
+class _Direction(Lexeme):
+    """A direction, told apart from a kind."""
+
+    __slots__ = ()
+
+
+def p_direction(p: Any) -> None:
+    """direction : SRC
+    | DST
+    | ADDRESS"""
+    p[0] = _Direction(_word(p[1]), p[1].span)
+
+
+def p_direction_or(p: Any) -> None:
+    """direction : SRC OR DST
+    | DST OR SRC"""
+    p[0] = _Direction("src or dst", _over(p))
+
+
+def p_direction_and(p: Any) -> None:
+    """direction : SRC AND DST
+    | DST AND SRC"""
+    p[0] = _Direction("src and dst", _over(p))
+
+
+def p_kind(p: Any) -> None:
+    """kind : HOST
+    | NET
+    | PORT"""
+    p[0] = p[1]
+
+
+def p_word(p: Any) -> None:
+    """protocol_word : LINK
+                     | NETWORK
+                     | TRANSPORT
+                     | PROTOCOL
+    scope : INNER
+          | OUTER"""
+    p[0] = p[1]
+
+
+def _word(lexeme: Lexeme) -> str:
+    return _ONE_WORD.get(lexeme.text, lexeme.text)
+
+
+# --- terms without a value
+
+
+def p_protocol(p: Any) -> None:
+    """plain_term : protocol_word"""
+    p[0] = Protocol(None, _word(p[1]), p[1].span)
+
+
+def p_scoped_protocol(p: Any) -> None:  # pcapext
+    """plain_term : scope protocol_word"""
+    p[0] = Protocol(p[1].text, _word(p[2]), _over(p))
+
+
+def p_cast(p: Any) -> None:
+    """plain_term : about CAST"""
+    scope, protocol, span = p[1]
+    p[0] = Cast(scope, protocol, p[2].text, p[2].span if span is None else span.cover(p[2].span))
+
+
+def p_encap(p: Any) -> None:  # pcapext
+    """plain_term : ENCAP
+    | ENCAP encap_name
+    | ENCAP encap_name number"""
+    p[0] = Encap(p[2].text if len(p) > 2 else None, p[3].number if len(p) > 3 else None, _over(p))
+
+
+def p_encap_name(p: Any) -> None:  # pcapext
+    """encap_name : ID
+    | VLAN
+    | MPLS
+    | GENEVE
+    | VXLAN"""
+    p[0] = p[1]
+
+
+def p_standard(p: Any) -> None:
+    """plain_term : LESS NUM
+    | BYTE NUM byte_operator NUM
+    | BOUND
+    | IFINDEX NUM
+    | VLAN
+    | VLAN number
+    | MPLS
+    | MPLS number
+    | PPPOED
+    | PPPOES
+    | PPPOES number
+    | GENEVE
+    | GENEVE number
+    | VXLAN
+    | VXLAN number
+    | PF_NAME ID
+    | PF_NUMBER NUM
+    | PF_RULE NUM
+    | PF_REASON NUM
+    | PF_REASON ID
+    | PF_ACTION ID
+    | LLC
+    | LLC ID
+    | LLC PF_RULE
+    | ATM
+    | ATM_FIELD field_value
+    | MTP2
+    | MTP3_FIELD field_value"""
+    p[0] = Standard(p[1].text, _over(p))
+
+
+def p_80211(p: Any) -> None:
+    """plain_term : about TYPE name_or_number SUBTYPE name_or_number
+    | about TYPE name_or_number
+    | about SUBTYPE ID
+    | about DIRECTION name_or_number"""
+    scope, _, span = p[1]
+    if scope is not None:
+        raise FilterError(f"'{p[2].text}' has no meaning after '{scope}'", p.lexer.lexdata, p[2].span)
+    p[0] = Standard(p[2].text, _over(p, 2) if span is None else span.cover(p[len(p) - 1].span))
+
+
+def p_part(p: Any) -> None:
+    """name_or_number : ID
+                      | NUM
+    byte_operator : '&'
+                  | '|'
+                  | '<'
+                  | '>'
+                  | '='
+    field_value : NUM
+    relation_operator : '>'
+                      | GEQ
+                      | '='
+                      | LEQ
+                      | '<'
+                      | NEQ"""
+    p[0] = p[1]
+
+
+def p_part_pair(p: Any) -> None:
+    """field_value : relation_operator NUM"""
+    p[0] = Lexeme(p[1].text, _over(p))
+
+
+def p_field_list(p: Any) -> None:
+    """field_value : '(' field_list ')'
+    field_list : field_list OR NUM"""
+    p[0] = Lexeme("", _over(p))
+
+
+def p_field_list_first(p: Any) -> None:
+    """field_list : NUM"""
+    p[0] = p[1]
+
+
+# --- relations and arithmetic
+
+
+def p_relation(p: Any) -> None:
+    """plain_term : arithmetic relation_operator arithmetic"""
+    for side in (p[1], p[3]):
+        _check_depth(side, p.lexer.lexdata)
+    p[0] = Relation("=" if p[2].text == "==" else p[2].text, p[1], p[3], _over(p))
+
+
+def _check_depth(arithmetic: Arithmetic, expression: str) -> None:
+    """Refuse arithmetic that is nested deeper than the passes behind can go."""
+    left = [(arithmetic, 1)]
+    while left:
+        node, depth = left.pop()
+        if depth > ARITHMETIC_DEPTH:
+            raise FilterError(f"arithmetic of more than {ARITHMETIC_DEPTH} levels", expression, node.span)
+        match node:
+            case Binary():
+                left += [(node.left, depth + 1), (node.right, depth + 1)]
+            case Access() | Payload():
+                left.append((node.index, depth + 1))
+            case Negate():
+                left.append((node.operand, depth + 1))
+
+
+def p_arithmetic_number(p: Any) -> None:
+    """arithmetic : number"""
+    p[0] = Number(p[1].number, p[1].span)
+
+
+def p_access(p: Any) -> None:
+    """narrow : protocol_word '[' arithmetic ']'
+    | protocol_word '[' arithmetic ':' NUM ']'"""
+    p[0] = Access(None, _word(p[1]), p[3], p[5].number if len(p) > 5 else 1, _over(p))
+
+
+def p_scoped_access(p: Any) -> None:  # pcapext
+    """narrow : scope protocol_word '[' arithmetic ']'
+    | scope protocol_word '[' arithmetic ':' NUM ']'"""
+    p[0] = Access(p[1].text, _word(p[2]), p[4], p[6].number if len(p) > 6 else 1, _over(p))
+
+
+def p_payload(p: Any) -> None:  # pcapext
+    """narrow : payload '[' arithmetic ']'
+    | payload '[' arithmetic ':' NUM ']'"""
+    scope, span = p[1]
+    p[0] = Payload(scope, p[3], p[5].number if len(p) > 5 else 1, span.cover(p[len(p) - 1].span))
+
+
+def p_payload_word(p: Any) -> None:  # pcapext
+    """payload : PAYLOAD
+    | scope PAYLOAD"""
+    scope: Scope | None = p[1].text if len(p) == 3 else None
+    p[0] = scope, _over(p)
+
+
+def p_key(p: Any) -> None:  # pcapext
+    """narrow : KEY
+    | PROTOCOL_KEY
+    | scope KEY
+    | scope PROTOCOL_KEY"""
+    p[0] = KeyValue(p[1].text if len(p) == 3 else None, p[len(p) - 1].text, _over(p))
+
+
+def p_binary(p: Any) -> None:
+    """narrow : arithmetic '+' arithmetic
+    | arithmetic '-' arithmetic
+    | arithmetic '*' arithmetic
+    | arithmetic '/' arithmetic
+    | arithmetic '&' arithmetic
+    | arithmetic '|' arithmetic
+    | arithmetic LSH arithmetic
+    | arithmetic RSH arithmetic
+    | arithmetic '%' arithmetic %prec NO_PRECEDENCE
+    | arithmetic '^' arithmetic %prec NO_PRECEDENCE"""
+    p[0] = Binary(p[2].text, p[1], p[3], _over(p))
+
+
+def p_negate(p: Any) -> None:
+    """narrow : '-' arithmetic %prec UMINUS"""
+    p[0] = Negate(p[2], _over(p))
+
+
+def p_arithmetic_parentheses(p: Any) -> None:
+    """narrow : '(' narrow ')'"""
+    p[0] = replace(p[2], span=_over(p))
+
+
+def p_length(p: Any) -> None:
+    """narrow : LEN"""
+    p[0] = Length(p[1].span)
+
+
+# --- errors
+
+
+class _SyntaxFault(Exception):
+    """A token that does not fit, None at the end."""
+
+    def __init__(self, token: Any):
+        super().__init__()
+        self.token = token
+
+
+def p_error(token: Any) -> None:
+    # PLY gives the handler nothing but the token; the parser's stacks are those of the parse under way.
+    raise _SyntaxFault(token)
+
+
+#: What may stand at a place, by a token of each kind. The first row that fits is the whole answer ...
+_ANY_OF = (
+    ("BOUND", "a term"),
+    ("LEN", "a number, a flow key or bytes of a header"),
+    ("HID", "a name, a number or an address"),
+)
+#: ... and where none does, all of these that fit are.
+_CHOICES = (
+    ("ID", "a name"),
+    ("NUM", "a number"),
+    ("HOST", "a qualifier such as 'host' or 'port'"),
+    ("GEQ", "a comparison"),
+    ("+", "an operator"),
+    ("[", "'['"),
+    (":", "':'"),
+    ("]", "']'"),
+    (")", "')'"),
+    ("AND", "'and'"),
+    ("OR", "'or'"),
+    ("$end", "the end"),
+)
+
+
+class _Fault:
+    """What is wrong at the place where a parser stopped: the token that does not fit, and what would."""
+
+    def __init__(self, parser: Any, token: Any, expression: str):
+        self.parser = parser
+        self.expression = expression
+        self.type = token.type if token else "$end"
+        self.span = token.value.span if token else Span(len(expression), len(expression))
+        self.text = excerpt(expression[self.span.start : self.span.end])
+        self.before, self.last = ([None] + [symbol.type for symbol in parser.symstack])[-2:]
+        value = getattr(parser.symstack[-1], "value", None)
+        self.last_text = value.text if isinstance(value, Lexeme) else ""
+
+    def error(self) -> FilterError:
+        """The error to raise."""
+        if self.last in ("INNER", "OUTER") and self.type in self.parser.action[0]:
+            # What begins a term, but none that can be asked of the headers inside.
+            message = f"'{self.text}' has no meaning after '{self.last_text}'"
+        else:
+            found = f"'{self.text}'" if self.text else "end"
+            message = f"unexpected {found}, expected {self.expected()}{self.hint()}"
+        return FilterError(message, self.expression, self.span)
+
+    def shifts(self, token: str) -> bool:
+        """Whether the parser would come to shift a token of this type at the place."""
+        states = list(self.parser.statestack)
+        while True:
+            action = self.parser.action[states[-1]].get(token)
+            if action is None:
+                return False
+            if action >= 0:
+                return True
+            rule = self.parser.productions[-action]
+            if rule.len:
+                del states[-rule.len :]
+            states.append(self.parser.goto[states[-1]][rule.name])
+
+    def expected(self) -> str:
+        if self.last in ("INNER", "OUTER"):
+            return "a term"
+        for token, text in _ANY_OF:
+            if self.shifts(token):
+                return text
+        choices = [text for token, text in _CHOICES if self.shifts(token)]
+        if not choices:  # after `src or`, `dst and`
+            return "'src'" if self.shifts("SRC") else "'dst'"
+        return " or ".join([", ".join(choices[:-1]), choices[-1]] if choices[1:] else choices)
+
+    def hint(self) -> str:
+        """What was perhaps meant."""
+        from difflib import get_close_matches  # here, since only an error needs it
+
+        name = self.last_text if self.last == "ID" else ""
+        if difference := _difference(self.text if self.type == "ID" else name):
+            return f"; write '{difference}' for a difference"
+        if comparison := self.comparison():
+            return f"; write '{comparison}' to compare with a name"
+        if self.before == "scope" and self.last == "NOT":
+            return f"; '{self.last_text}' belongs before 'inner' or 'outer'"
+        if self.before == "scope" and name:
+            return f"; '{excerpt(name)}' is taken as the name of a host"
+        if self.text in KEYWORDS and self.type not in ("AND", "OR", "NOT") and self.last != "ENCAP" and self.shifts("ID"):
+            return f"; the name is written '\\{self.text}'"
+        if self.type == "ID" and not self.text.startswith("\\"):
+            possible = [word for word, token in KEYWORDS.items() if self.shifts(token)]
+            for word in get_close_matches(self.text.lower(), possible, n=1, cutoff=0.7):
+                return f"; did you mean '{word}'?"
+        if self.shifts("BOUND") and self.type in ("ID", "HID", "HID6", "EID"):
+            kind = "ether host" if self.type == "EID" else "net" if self.expression[self.span.end :][:1] == "/" else "host"
+            return f" such as '{kind} {self.text}'"
+        return ""
+
+    def comparison(self) -> str:
+        """`tproto tcp` where it says `tproto = tcp`; '' elsewhere."""
+        match [getattr(symbol, "value", None) for symbol in self.parser.symstack[-3:]]:
+            case [_, KeyValue(_, "tproto" | "nproto" as key), Lexeme("=" | "==" | "!=")] if self.type == "ID":
+                return f"{key} {self.text}"
+            case [KeyValue(_, "tproto" | "nproto" as key), Lexeme("=" | "==" | "!="), Lexeme(word)] if self.last == "protocol_word":
+                return f"{key} {word}"
+        return ""
+
+
+def _difference(name: str) -> str:
+    """`poff - 14` for `poff-14`, which the scanner reads as one name; '' for another name."""
+    parts = name.split("-")
+    numbers = [part for part in parts if KEYWORDS.get(part) in ("KEY", "PROTOCOL_KEY", "LEN")]
+    return " - ".join(parts) if parts[1:] and numbers else ""
+
+
+@cache
+def _tables() -> Any:
+    """A parser from the committed tables: building the grammar anew takes a hundred times as long."""
+    return yacc.yacc(module=sys.modules[__name__], tabmodule="pcapext._parsetab", optimize=True, write_tables=False, debug=False)
+
+
+def parse(expression: str) -> Expression:
+    """The tree of a filter that is not empty.
+
+    Raises `FilterError` with the place, what stands there and what was expected.
+
+    >>> parse("inner tcp port 80").qualifiers
+    Qualifiers(scope='inner', protocol='tcp', direction=None, kind='port')
+    """
+    parser = copy(_tables())  # the stacks are attributes, and another thread may be at the same point
+    try:
+        tree: Expression = parser.parse(expression, lexer=make_lexer())
+    except _SyntaxFault as fault:
+        raise _Fault(parser, fault.token, expression).error() from None
+    return tree
