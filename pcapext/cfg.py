@@ -1,0 +1,424 @@
+"""The control flow graph that programs are built and improved in: blocks of values, no registers.
+
+In:  nothing; these are the types, and the check of a graph.
+Out: a `Cfg`.
+
+    Cfg        := entry: Label, blocks: {Label: Block}
+    Block      := (Local := Value)*, End
+    End        := Goto(Label) | Branch(Test, then: Label, otherwise: Label) | Return(Value)
+    Test       := EQ | GT | GE | SET  of two Values
+    Value      := Const | Length | Load(size, offset, k) | Key | Ancillary | Local | Binary(operator, Value, Value)
+
+A value is a 32-bit unsigned number. All but `Local` are facts of the packet: the same value stands for the same number
+wherever it is asked for. A `Load` past the end of the packet, and a division by zero, end the program: it rejects the
+packet. Assignments happen in order. A graph has no loops, and every block can be reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import dataclass
+from enum import Enum
+from types import MappingProxyType
+from typing import TypeAlias
+
+U32 = 0xFFFF_FFFF
+
+Label: TypeAlias = int
+
+
+@dataclass(frozen=True, slots=True)
+class Const:
+    """A number below 2**32."""
+
+    value: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.value <= U32:
+            raise ValueError(f"{self.value} is no 32-bit number")
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """The length of the packet on the wire."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """`size` bytes (1, 2 or 4) of the packet, the first one highest, from `offset` + `k` on.
+
+    This sum is not cut to 32 bits, as in libpcap's interpreter (bpf_filter.c): where it is 2**32 or more, it lies behind
+    every packet. An offset that is a constant takes k in.
+
+    >>> Load(2, Const(14), 2) == Load(2, Const(16))
+    True
+    """
+
+    size: int
+    offset: Value
+    k: int = 0
+
+    def __post_init__(self) -> None:
+        if self.size not in (1, 2, 4):
+            raise ValueError(f"no load of {self.size} bytes")
+        if not 0 <= self.k <= U32:
+            raise ValueError(f"k {self.k} is no 32-bit number")
+        if isinstance(self.offset, Const) and self.k:
+            object.__setattr__(self, "offset", Const(min(self.offset.value + self.k, U32)))
+            object.__setattr__(self, "k", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A flow key, by name."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ancillary:
+    """Another word that is not of the packet, by the k and the size of its load."""
+
+    size: int
+    k: int
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """A variable."""
+
+    name: str
+
+
+#: Takes a value that is computed only because that can reject the packet. Nothing reads it.
+VOID = Local("void")
+
+
+class Operator(Enum):
+    """Arithmetic, modulo 2**32; a shift by 32 or more gives 0."""
+
+    ADD = "add"
+    SUB = "sub"
+    MUL = "mul"
+    DIV = "div"
+    MOD = "mod"
+    AND = "and"
+    OR = "or"
+    XOR = "xor"
+    LSH = "lsh"
+    RSH = "rsh"
+
+    @property
+    def commutes(self) -> bool:
+        """Whether the operands can change places."""
+        return self in (Operator.ADD, Operator.MUL, Operator.AND, Operator.OR, Operator.XOR)
+
+    def __call__(self, left: int, right: int) -> int | None:
+        """The result for two numbers; None for a division by zero."""
+        match self:
+            case Operator.ADD:
+                return (left + right) & U32
+            case Operator.SUB:
+                return (left - right) & U32
+            case Operator.MUL:
+                return (left * right) & U32
+            case Operator.DIV:
+                return left // right if right else None
+            case Operator.MOD:
+                return left % right if right else None
+            case Operator.AND:
+                return left & right
+            case Operator.OR:
+                return left | right
+            case Operator.XOR:
+                return left ^ right
+            case Operator.LSH:
+                return (left << right) & U32 if right < 32 else 0
+            case Operator.RSH:
+                return left >> right if right < 32 else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    """An operator and its operands."""
+
+    operator: Operator
+    left: Value
+    right: Value
+
+
+Value: TypeAlias = Const | Length | Load | Key | Ancillary | Local | Binary
+
+
+class Comparison(Enum):
+    """What a test asks of two values; SET: they have a bit in common."""
+
+    EQ = "jeq"
+    GT = "jgt"
+    GE = "jge"
+    SET = "jset"
+
+    def __call__(self, left: int, right: int) -> bool:
+        """Whether it holds for two numbers."""
+        match self:
+            case Comparison.EQ:
+                return left == right
+            case Comparison.GT:
+                return left > right
+            case Comparison.GE:
+                return left >= right
+            case Comparison.SET:
+                return left & right != 0
+
+
+@dataclass(frozen=True, slots=True)
+class Test:
+    """A comparison and its operands."""
+
+    __test__ = False  # not a test case, whatever pytest thinks of the name
+
+    comparison: Comparison
+    left: Value
+    right: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Goto:
+    """Go on at a block."""
+
+    target: Label
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Go on at one of two blocks."""
+
+    test: Test
+    then: Label
+    otherwise: Label
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """The verdict: how many bytes of the packet to keep, 0 to reject it."""
+
+    value: Value
+
+
+End: TypeAlias = Goto | Branch | Return
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Assignments, in order, and where it goes from here."""
+
+    assignments: tuple[tuple[Local, Value], ...]
+    end: End
+
+    @property
+    def targets(self) -> tuple[Label, ...]:
+        """The blocks that may follow."""
+        match self.end:
+            case Goto(target):
+                return (target,)
+            case Branch(_, then, otherwise):
+                return (then, otherwise)
+            case Return():
+                return ()
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        """The values it computes, in order."""
+        assigned = tuple(value for _, value in self.assignments)
+        match self.end:
+            case Goto():
+                return assigned
+            case Branch(Test(_, left, right)):
+                return (*assigned, left, right)
+            case Return(value):
+                return (*assigned, value)
+
+
+#: The block that rejects the packet.
+REJECT = Block((), Return(Const(0)))
+
+
+@dataclass(frozen=True, slots=True)
+class Cfg:
+    """A graph that is whole: every target exists, every block can be reached, nothing loops."""
+
+    entry: Label
+    blocks: Mapping[Label, Block]
+
+    def __post_init__(self) -> None:
+        order = _order(self.entry, self.blocks)
+        object.__setattr__(self, "blocks", MappingProxyType({label: self.blocks[label] for label in order}))
+
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """The labels in an order in which every jump goes forward."""
+        return tuple(self.blocks)
+
+    @property
+    def predecessors(self) -> dict[Label, list[Label]]:
+        """The blocks before each block; one that has it as both of its targets stands there twice."""
+        found: dict[Label, list[Label]] = {label: [] for label in self.blocks}
+        for label, block in self.blocks.items():
+            for target in block.targets:
+                found[target].append(label)
+        return found
+
+    def __str__(self) -> str:
+        return "\n".join(f"{label}: {show(block)}" for label, block in self.blocks.items())
+
+
+def _order(entry: Label, blocks: Mapping[Label, Block]) -> list[Label]:
+    """The blocks that can be reached, each before those it goes to, and a `then` right behind its test if it can be."""
+    order: list[Label] = []
+    state: dict[Label, bool] = {}  # False: under way, True: done
+    steps: list[tuple[Label, bool]] = [(entry, False)]
+    while steps:
+        label, leaving = steps.pop()
+        if leaving:
+            state[label] = True
+            order.append(label)
+        elif label not in state:
+            if label not in blocks:
+                raise ValueError(f"there is no block {label}")
+            state[label] = False
+            steps.append((label, True))
+            for target in blocks[label].targets:
+                if state.get(target) is False:
+                    raise ValueError(f"blocks {label} and {target} are on a loop")
+                steps.append((target, False))
+    return order[::-1]
+
+
+def parts(value: Value) -> Iterator[Value]:
+    """A value and all that it is made of."""
+    pending = [value]
+    while pending:
+        part = pending.pop()
+        yield part
+        match part:
+            case Load(_, offset, _):
+                pending.append(offset)
+            case Binary(_, left, right):
+                pending += (right, left)
+
+
+def locals_of(value: Value) -> set[Local]:
+    """The variables in a value."""
+    return {part for part in parts(value) if isinstance(part, Local)}
+
+
+def loads_of(value: Value) -> tuple[Value, ...]:
+    """The parts of a value that can reject the packet, each once: loads, and divisions by what may be zero."""
+    return tuple(dict.fromkeys(part for part in parts(value) if _can_reject(part)))
+
+
+def _can_reject(part: Value) -> bool:
+    match part:
+        case Load() | Ancillary():
+            return True
+        case Binary(Operator.DIV | Operator.MOD, _, right):
+            return not isinstance(right, Const) or right.value == 0
+    return False
+
+
+def maximum(value: Value) -> int:
+    """A number that a value never exceeds.
+
+    >>> maximum(Binary(Operator.ADD, Load(1, Const(0)), Const(14)))
+    269
+    """
+    match value:
+        case Const(number):
+            return number
+        case Load(size):
+            return (1 << 8 * size) - 1
+        case Key(name) if name != "lhoff":
+            return 0x1FFFF  # 16 bits, and for poff a transport header more
+        case Binary(Operator.AND, left, right):
+            return min(maximum(left), maximum(right))
+        case Binary(Operator.ADD, left, right):
+            return min(maximum(left) + maximum(right), U32)
+        case Binary(Operator.MUL, left, right):
+            return min(maximum(left) * maximum(right), U32)
+        case Binary(Operator.LSH, left, Const(count)) if count < 32:
+            return min(maximum(left) << count, U32)
+        case Binary(Operator.DIV | Operator.RSH, left, _):
+            return maximum(left)
+    return U32
+
+
+def rewrite(value: Value, change: Callable[[Value], Value]) -> Value:
+    """The value with `change` made to each of its parts, and last to the whole."""
+    match value:
+        case Load(size, offset, k):
+            return change(Load(size, rewrite(offset, change), k))
+        case Binary(operator, left, right):
+            return change(Binary(operator, rewrite(left, change), rewrite(right, change)))
+    return change(value)
+
+
+def rewrite_end(end: End, change: Callable[[Value], Value]) -> End:
+    """The end of a block with `change` made to its values."""
+    match end:
+        case Goto():
+            return end
+        case Branch(Test(comparison, left, right), then, otherwise):
+            return Branch(Test(comparison, rewrite(left, change), rewrite(right, change)), then, otherwise)
+        case Return(value):
+            return Return(rewrite(value, change))
+
+
+def live_before(block: Block, live_after: Set[Local]) -> set[Local]:
+    """The locals whose values at the block's begin are read by it or, if it leaves them alone, after it."""
+    live = set(live_after).union(*(locals_of(value) for value in Block((), block.end).values))
+    for local, value in reversed(block.assignments):
+        live.discard(local)
+        live |= locals_of(value)
+    return live
+
+
+def liveness(cfg: Cfg) -> dict[Label, set[Local]]:
+    """For each block the locals that are read after it before they are assigned again."""
+    after: dict[Label, set[Local]] = {}
+    before: dict[Label, set[Local]] = {}
+    for label in reversed(cfg.labels):
+        block = cfg.blocks[label]
+        after[label] = set().union(*(before[target] for target in block.targets))
+        before[label] = live_before(block, after[label])
+    return after
+
+
+def show(node: Value | Test | End | Block) -> str:
+    """A node on one line, for error messages and for whoever looks at a graph.
+
+    >>> show(Test(Comparison.EQ, Load(2, Const(12)), Const(0x800)))
+    'load2[12] eq 2048'
+    """
+    match node:
+        case Const(value):
+            return str(value)
+        case Length():
+            return "length"
+        case Load(size, offset, k):
+            return f"load{size}[{show(offset)}{f' + {k}' if k else ''}]"
+        case Key(name) | Local(name):
+            return name
+        case Ancillary(size, k):
+            return f"ancillary{size}[{k:#x}]"
+        case Binary(operator, left, right):
+            return f"({show(left)} {operator.value} {show(right)})"
+        case Test(comparison, left, right):
+            return f"{show(left)} {comparison.value[1:]} {show(right)}"
+        case Goto(target):
+            return f"goto {target}"
+        case Branch(test, then, otherwise):
+            return f"{show(test)} ? {then} : {otherwise}"
+        case Return(value):
+            return f"return {show(value)}"
+        case Block(assignments, end):
+            return "; ".join([f"{local.name} := {show(value)}" for local, value in assignments] + [show(end)])

@@ -1,0 +1,33 @@
+"""The optimizer: passes from graph to graph, one a file, each of which keeps every verdict.
+
+In:  a `Cfg`.
+Out: a `Cfg` that rejects and accepts the same packets with less work.
+
+The passes are repeated in their order until a round changes nothing.
+"""
+
+from __future__ import annotations
+
+from pcapext.cfg import Cfg
+from pcapext.optimize.bounds import drop_bounds
+from pcapext.optimize.dead import remove_dead
+from pcapext.optimize.merge import merge
+from pcapext.optimize.propagate import propagate
+from pcapext.optimize.simplify import simplify
+from pcapext.optimize.thread import thread_jumps
+
+PASSES = (simplify, propagate, thread_jumps, drop_bounds, remove_dead, merge)
+
+#: Rounds after which to stop. Each round that changes anything makes the graph smaller or its values simpler.
+_MAX_ROUNDS = 100
+
+
+def optimize(cfg: Cfg) -> Cfg:
+    """The graph after all passes."""
+    for _ in range(_MAX_ROUNDS):
+        before = cfg
+        for improve in PASSES:
+            cfg = improve(cfg)
+        if cfg == before:
+            break
+    return cfg

@@ -1,0 +1,75 @@
+"""Propagate: a local whose value is known where it is read is replaced by the value.
+
+In:  a `Cfg`.
+Out: the same graph with fewer reads of locals. A local is replaced where on every path to it the same value was assigned,
+     the value is made of nothing but the packet, and computing it again costs no more than reading the local, or it is
+     read only once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from pcapext.cfg import (
+    VOID,
+    Ancillary,
+    Binary,
+    Block,
+    Cfg,
+    Const,
+    Key,
+    Label,
+    Length,
+    Load,
+    Local,
+    Operator,
+    Value,
+    locals_of,
+    parts,
+    rewrite,
+    rewrite_end,
+)
+
+
+def propagate(cfg: Cfg) -> Cfg:
+    """The graph with known locals replaced."""
+    reads = Counter(part for block in cfg.blocks.values() for value in block.values for part in parts(value) if isinstance(part, Local))
+    predecessors = cfg.predecessors
+    known_after: dict[Label, Mapping[Local, Value]] = {}
+    blocks: dict[Label, Block] = {}
+    for label, block in cfg.blocks.items():
+        known = _agreed([known_after[before] for before in predecessors[label]])
+        blocks[label], known_after[label] = _block(block, known, reads)
+    return Cfg(cfg.entry, blocks)
+
+
+def _agreed(knowledge: list[Mapping[Local, Value]]) -> dict[Local, Value]:
+    if not knowledge:
+        return {}
+    first, *others = knowledge
+    return {local: value for local, value in first.items() if all(other.get(local) == value for other in others)}
+
+
+def _block(block: Block, known: dict[Local, Value], reads: Counter[Local]) -> tuple[Block, Mapping[Local, Value]]:
+    def put(value: Value) -> Value:
+        return known.get(value, value) if isinstance(value, Local) else value
+
+    assignments = []
+    for local, value in block.assignments:
+        value = rewrite(value, put)
+        assignments.append((local, value))
+        known = {other: held for other, held in known.items() if other != local and local not in locals_of(held)}
+        if local != VOID and not locals_of(value) and (is_cheap(value) or reads[local] == 1):
+            known[local] = value
+    return Block(tuple(assignments), rewrite_end(block.end, put)), known
+
+
+def is_cheap(value: Value) -> bool:
+    """Whether one instruction computes it."""
+    match value:
+        case Const() | Length() | Key() | Ancillary() | Load(_, Const()):
+            return True
+        case Binary(Operator.LSH, Binary(Operator.AND, Load(1, Const()), Const(0xF)), Const(2)):
+            return True  # ldxb 4*([k]&0xf)
+    return False
