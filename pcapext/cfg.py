@@ -22,6 +22,8 @@ from enum import Enum
 from types import MappingProxyType
 from typing import TypeAlias
 
+from pcapext.flowkeys import KEY_BY_NAME
+
 U32 = 0xFFFF_FFFF
 
 Label: TypeAlias = int
@@ -59,13 +61,17 @@ class Load:
     k: int = 0
 
     def __post_init__(self) -> None:
-        if self.size not in (1, 2, 4):
-            raise ValueError(f"no load of {self.size} bytes")
+        _check_size(self.size)
         if not 0 <= self.k <= U32:
             raise ValueError(f"k {self.k} is no 32-bit number")
         if isinstance(self.offset, Const) and self.k:
             object.__setattr__(self, "offset", Const(min(self.offset.value + self.k, U32)))
             object.__setattr__(self, "k", 0)
+
+
+def _check_size(size: int) -> None:
+    if size not in (1, 2, 4):
+        raise ValueError(f"no load of {size} bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +80,22 @@ class Key:
 
     name: str
 
+    def __post_init__(self) -> None:
+        if self.name not in KEY_BY_NAME:
+            raise ValueError(f"there is no flow key {self.name}")
+
 
 @dataclass(frozen=True, slots=True)
 class Ancillary:
-    """Another word that is not of the packet, by the k and the size of its load."""
+    """Another word that is not of the packet, by the k and the size of its load. A file has no such words: there it rejects."""
 
     size: int
     k: int
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+        if not 0x8000_0000 <= self.k <= U32:
+            raise ValueError(f"k {self.k:#x} is a place in the packet")
 
 
 @dataclass(frozen=True, slots=True)

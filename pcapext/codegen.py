@@ -120,7 +120,9 @@ class _Generator:
                     end: End = Goto(first)
                 case Branch(Test(Comparison.GE, Length(), Const(marker)), then, otherwise) if marker in self.marked.relations:
                     found.add(marker)
-                    end = Goto(self.chain([guard for part in self.marked.relations[marker] for guard in self.guards(part)], then, otherwise))
+                    end = Goto(
+                        self.chain([guard for part in self.marked.relations[marker] for guard in self.guards(part)], then, otherwise)
+                    )
                 case _:
                     end = rewrite_end(block.end, put_number)
             self.blocks[label] = Block(assignments, end)
@@ -207,7 +209,8 @@ class _Generator:
                 if _bound(index) > _NO_OVERFLOW:
                     # An index past the end, before the sum below can wrap around.
                     yield Test(Comparison.GE, behind_base, offset), True
-                yield Test(Comparison.GE, behind_base, Binary(Operator.ADD, offset, Const(size))), True
+                end = Const(offset.value + size & U32) if isinstance(offset, Const) else Binary(Operator.ADD, offset, Const(size))
+                yield Test(Comparison.GE, behind_base, end), True
             case BinaryArithmetic(_, left, right):
                 yield from self.guards(left)
                 yield from self.guards(right)

@@ -37,7 +37,8 @@ def compile(
     `linktype` is a name of libpcap's or a DLT number; `snaplen` the number of bytes that an accepted packet is cut to;
     `netmask` the network's, for `ip broadcast`, None if it is not known. An empty expression accepts everything.
 
-    Raises `FilterError`, which shows the place, for an expression without a program.
+    Raises `FilterError`, which shows the place, for an expression without a program, and `LibpcapError` where libpcap is
+    missing or does not know the link type.
 
     >>> len(compile("inner tcp port 80"))
     11
@@ -109,20 +110,23 @@ def _placed(error: FilterError, expression: str, linktype: int, snaplen: int, ne
     from pcapext.locate import standard_terms
     from pcapext.parser import parse
 
-    if error.expression == expression:
-        return error  # it has a place; one in the text with markers is none for the user
+    if error.span is not None:
+        # A place in the text with markers is none for the user.
+        return error if error.expression == expression else FilterError(error.message, expression, Span(0, len(expression)))
     tree = parse(expression)  # a syntax error is raised here, in our words
     terms = list(standard_terms(tree, expression))
 
-    def refuses(count: int) -> bool:
-        """Whether libpcap has the same to say of the first terms alone. What it says of one may depend on those before it."""
+    def refused(text: str) -> bool:
+        """Whether libpcap has the same to say of a part of the filter."""
         try:
-            pcap_bridge.compile_expression(" and ".join(term for _, term in terms[:count]), linktype, snaplen, netmask, optimize=False)
+            pcap_bridge.compile_expression(text, linktype, snaplen, netmask, optimize=False)
         except FilterError as again:
             return again.message == error.message
         return False
 
-    if not refuses(len(terms)):
-        return FilterError(error.message, expression, tree.span)
-    span, _ = terms[bisect_left(range(1, len(terms)), True, key=refuses)]
-    return FilterError(error.message, expression, span)
+    for span, term in terms:
+        if refused(term):
+            return FilterError(error.message, expression, span)
+    # `vlan` behind `mpls`: what libpcap says of a term can depend on those before it.
+    first = bisect_left(range(1, len(terms) + 1), True, key=lambda count: refused(" and ".join(term for _, term in terms[:count])))
+    return FilterError(error.message, expression, terms[first][0] if first < len(terms) else tree.span)

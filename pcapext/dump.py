@@ -7,7 +7,6 @@ Out: its text, ending in a newline. `pcapext.textforms` reads every style back: 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
 from pcapext.bpf import OPCODE_BY_CODE, Instruction, Operand, Program
@@ -140,6 +139,8 @@ def _asm(program: Program) -> str:
 
 
 def _json(program: Program) -> str:
+    import json  # here, since compile prints another form most of the time
+
     # One instruction a line: json.dumps would give each number its own.
     head = {"linktype": program.linktype, "snaplen": program.snaplen, "expression": program.expression, "target": program.target}
     fields = "".join(f"  {json.dumps(name)}: {json.dumps(value)},\n" for name, value in head.items())

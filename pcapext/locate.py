@@ -59,3 +59,5 @@ def standard_terms(tree: Expression, expression: str) -> Iterator[tuple[Span, st
                 term = expression[span.start : span.end]
                 if not set(re.findall("[a-z]+", term)) & set(EXTENSION_WORDS):
                     yield span, term
+                if term == "vxlan":  # before libpcap knew the word, it was a name
+                    yield span, f"{_NOTHING} {term}"

@@ -24,9 +24,19 @@ from pcapext.syntax import Arithmetic
 _FIRST = 0x6500_0000
 
 
+def _numbers(expression: str) -> set[int]:
+    """The numbers that digits in a text may stand for (scanner.l, stou); long rows of digits are no numbers below 2**32."""
+    found = set()
+    for prefix, digits in re.findall(r"(0[xX](?=[0-9a-fA-F])|)0*([0-9a-fA-F]+)", expression):
+        for base in (16,) if prefix else (8, 10):
+            if len(digits) <= 11 and set(digits.lower()) <= set("0123456789abcdef"[:base]):
+                found.add(int(digits, base))
+    return found
+
+
 def mark(expression: str, extensions: Sequence[Extension]) -> Marked:
     """Replace the extensions, which are in the order of the text."""
-    taken = {int(digits, 0) for digits in re.findall(r"0[xX][0-9a-fA-F]{1,8}|\b[1-9][0-9]{,9}", expression)}
+    taken = _numbers(expression)
     numbering = (number for number in count(_FIRST) if number not in taken)
     terms: dict[int, Resolved] = {}
     relations: dict[int, tuple[Arithmetic, ...]] = {}

@@ -13,7 +13,7 @@ parentheses put back what was in force before them (grammar.y, the use of `$<blk
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from typing import TypeVar
 
@@ -73,6 +73,8 @@ class _Walk:
     netmask: int | None
     #: What the next value without qualifiers would take, and where that is written; None where there is nothing to take.
     inherited: tuple[Qualifiers, Span] | None = None
+    #: Where the qualifiers of the value under way are written.
+    head: Span = field(init=False)
 
     def extensions(self, tree: Expression) -> tuple[Extension, ...]:
         found: list[Extension] = []
@@ -91,9 +93,9 @@ class _Walk:
                     inside = self._scope(node.scope, scope, node.span)
                     steps.extend((partial(leave, node, self.inherited), partial(visit, node.operand, inside)))
                 case Qualified():
-                    head = Span(node.span.start, node.operand.span.start)
                     own = self._scope(node.qualifiers.scope, scope, node.span)
-                    self.inherited = replace(node.qualifiers, scope=own), self._stripped(head)
+                    head = self.expression[node.span.start : node.operand.span.start].rstrip()
+                    self.inherited = replace(node.qualifiers, scope=own), Span(node.span.start, node.span.start + len(head))
                     steps.extend((partial(widen, node), partial(visit, node.operand, scope)))
                 case Primitive():
                     results.append(self._primitive(node, scope))
@@ -143,15 +145,6 @@ class _Walk:
         if own is not None and around is not None and own != around:
             raise self._error(f"'{own}' has no meaning inside '{around} ( ... )'", span)
         return own or around
-
-    @property
-    def head(self) -> Span:
-        """Where the qualifiers of the value under way are written."""
-        assert self.inherited is not None
-        return self.inherited[1]
-
-    def _stripped(self, span: Span) -> Span:
-        return Span(span.start, span.start + len(self.expression[span.start : span.end].rstrip()))
 
     def _meaningless(self, what: str, scope: Scope, span: Span) -> FilterError:
         return self._error(f"'{what}' has no meaning after '{scope}'", span)
@@ -215,7 +208,7 @@ class _Walk:
         if self.inherited is None:
             text = excerpt(self.expression[node.span.start : node.span.end])
             raise self._error(f"'{text}' stands alone, expected qualifiers before it such as 'host' or 'port'", node.span)
-        qualifiers, _ = self.inherited
+        qualifiers, self.head = self.inherited
         scope, kind = self._scope(qualifiers.scope, around, node.span), qualifiers.kind or "host"
         if kind in ("tproto", "nproto"):
             return self._key_is(kind, scope or "inner", node)
@@ -267,7 +260,7 @@ class _Walk:
                 versions = {"ip": (4,), "ip6": (6,)}.get(qualifiers.protocol or "", (4, 6))
                 wanted = [host for host in hosts if host.version in versions]
                 if not wanted:
-                    raise self._error(f"unknown host '{name}' for specified address family", span)
+                    raise self._error(f"unknown host '{excerpt(name)}' for specified address family", span)
                 return _any(
                     span, *(ipv4(int(host), 0xFFFF_FFFF) if host.version == 4 else ipv6(int(host), (1 << 128) - 1) for host in wanted)
                 )

@@ -24,9 +24,10 @@ from __future__ import annotations
 import ctypes
 import re
 import socket
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from random import Random
 
@@ -60,7 +61,7 @@ class Refused(Exception):
     """libpcap does not take an expression; the message has its words."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def libpcap_compile(
     expression: str, linktype: int, optimize: bool = False, snaplen: int = 262144, netmask: int = UNKNOWN_NETMASK
 ) -> tuple[Instruction, ...]:
@@ -70,12 +71,11 @@ def libpcap_compile(
     try:
         if libpcap.pcap_compile(handle, program, expression.encode(), optimize, netmask) != 0:
             raise Refused(libpcap.pcap_geterr(handle).decode())
-        raw = ctypes.string_at(program.instructions, 8 * program.length)
+        array = ctypes.string_at(program.instructions, 8 * program.length)
         libpcap.pcap_freecode(ctypes.byref(program))
     finally:
         libpcap.pcap_close(handle)
-    fields = (raw[at : at + 8] for at in range(0, len(raw), 8))
-    return tuple(Instruction(int.from_bytes(i[:2], "little"), i[2], i[3], int.from_bytes(i[4:], "little")) for i in fields)
+    return tuple(Instruction(*fields) for fields in struct.iter_unpack("=HBBI", array))
 
 
 #: M[] begins as whatever the stack held in libpcap's interpreter, and `geneve or ip` reads what `geneve` may not have
@@ -83,9 +83,7 @@ def libpcap_compile(
 _ZEROS = tuple(Instruction(bpf.ST, k=slot) for slot in range(bpf.MEMORY_SLOTS))
 
 
-def libpcap_matches(
-    expression: str, data: bytes, linktype: int, wirelen: int | None = None, netmask: int = UNKNOWN_NETMASK
-) -> bool:
+def libpcap_matches(expression: str, data: bytes, linktype: int, wirelen: int | None = None, netmask: int = UNKNOWN_NETMASK) -> bool:
     """libpcap's verdict on a packet."""
     program = _ZEROS + libpcap_compile(expression, linktype, netmask=netmask)
     return libpcap_run(program, data, len(data) if wirelen is None else wirelen) != 0
@@ -377,7 +375,7 @@ class Term:
 def network_of(value: str) -> IPv4Network | IPv6Network:
     """A network, or a host as the network that it is alone in. Parts that are not written are 0."""
     address, _, mask = value.partition(" mask ")
-    address, slash, prefix = address.partition("/")
+    address, _, prefix = address.partition("/")
     if ":" in address:
         return ip_network(f"{address}/{prefix or 128}")
     parts = address.split(".")

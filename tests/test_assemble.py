@@ -51,9 +51,9 @@ def check(cfg: Cfg, rng: Random, packets: int = 10) -> tuple[Program, set[int]]:
 
 def test_random_graphs() -> None:
     varied = 0
-    for cfg, rng in random_graphs(1200, seed=10):
+    for cfg, rng in random_graphs(1000, seed=10):
         varied += len(check(cfg, rng)[1]) > 1
-    assert varied > 500
+    assert varied > 450
 
 
 def test_random_graphs_without_keys() -> None:
@@ -64,11 +64,17 @@ def test_random_graphs_without_keys() -> None:
             assert libpcap_run(made.instructions, packet, len(packet)) == evaluate(cfg, packet), (str(cfg), packet.hex())
 
 
+@pytest.fixture
+def kernel() -> Iterator[Kernel]:
+    kernel = Kernel()
+    yield kernel
+    kernel.close()
+
+
 @pytest.mark.kernel
-def test_the_kernel_takes_and_runs_them() -> None:
+def test_the_kernel_takes_and_runs_them(kernel: Kernel) -> None:
     """Verdicts are compared where the kernel computes as libpcap does: no shift by a number that is not known to be small,
     and no load whose offset may be over 2**31."""
-    kernel = Kernel()
     compared = 0
     for cfg, rng in random_graphs(400, seed=12, keys=False):
         made = assemble(cfg)
@@ -80,7 +86,6 @@ def test_the_kernel_takes_and_runs_them() -> None:
         for packet in (random_packet(rng, 60) + b"x" for _ in range(8)):
             assert kernel.kept(packet) == min(evaluate(cfg, packet), len(packet)), (str(cfg), packet.hex())
             compared += 1
-    kernel.close()
     assert compared > 300
 
 
@@ -182,6 +187,11 @@ PROGRAMS: list[tuple[str, str, str]] = [
         "a local from A that X is loaded from",
         "0: L := ((load1[14] and 15) lsh 2); load1[L + 14] eq 1 ? 1 : 2\n1: return L\n2: return 0",
         "ldb [14]; and 0xf; lsh 2; st 0; tax; ldb [x+14]; jeq 0x1 0 2; txa; ret a; ret 0",
+    ),
+    (
+        "a local from X, while A holds something else",
+        "0: void := load1[((load1[14] and 15) lsh 2) + 14]; L := ((load1[14] and 15) lsh 2); return (L add 1)",
+        "ldxb [14]; ldb [x+14]; stx 0; txa; add 1; ret a",
     ),
     ("sides that change places", "0: length gt load4[0] ? 1 : 2\n1: return 9\n2: return 0", "ld [0]; ldx len; jge x 1 0; ret 9; ret 0"),
     ("a difference", "0: return (length sub load4[0])", "ld [0]; tax; ld len; sub x; ret a"),
@@ -360,7 +370,7 @@ def test_locals_that_do_not_meet_share_a_slot() -> None:
 
 
 @pytest.mark.kernel
-def test_stores_before_loads_in_the_eyes_of_the_kernel() -> None:
+def test_stores_before_loads_in_the_eyes_of_the_kernel(kernel: Kernel) -> None:
     """Its check of M[] runs straight on through a `ret`: two ends that read each its own slot need stores at the begin."""
     cfg = graph_of(
         "0: length gt 40 ? 1 : 2\n"
@@ -369,11 +379,9 @@ def test_stores_before_loads_in_the_eyes_of_the_kernel() -> None:
         "3: return (P add Q)\n4: return (Q sub P)\n5: return (R add S)\n6: return (S sub R)"
     )
     made = assemble(cfg)
-    kernel = Kernel()
     assert kernel_fault(made) is None
     assert kernel.accepts(made)
     for length in (30, 60):
         for first in (2, 3):
             packet = bytes([first, first, 5, 6]) + bytes(length - 4)
             assert kernel.kept(packet) == min(evaluate(cfg, packet), length)
-    kernel.close()

@@ -8,12 +8,14 @@ from graphs import NUMBERS, Rejected, arithmetic, compare, evaluate, graph_of, r
 from pcapext.cfg import (
     REJECT,
     VOID,
+    Ancillary,
     Block,
     Branch,
     Cfg,
     Comparison,
     Const,
     Goto,
+    Key,
     Length,
     Load,
     Local,
@@ -44,6 +46,20 @@ def test_constant_out_of_range(number: int) -> None:
 def test_load_of_no_such_size(size: int) -> None:
     with pytest.raises(ValueError, match=f"no load of {size} bytes"):
         Load(size, Const(0))
+    with pytest.raises(ValueError, match=f"no load of {size} bytes"):
+        Ancillary(size, 0xFFFF_F000)
+
+
+@pytest.mark.parametrize("k", [-1, 0, 0x7FFF_FFFF, 1 << 32])
+def test_ancillary_word_in_the_packet(k: int) -> None:
+    with pytest.raises(ValueError, match="is a place in the packet"):
+        Ancillary(4, k)
+
+
+@pytest.mark.parametrize("name", ["", "tcp", "NHOFF"])
+def test_no_such_key(name: str) -> None:
+    with pytest.raises(ValueError, match=f"there is no flow key {name}"):
+        Key(name)
 
 
 @pytest.mark.parametrize("k", [-1, 1 << 32])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from functools import lru_cache
+from functools import cache
 from random import Random
 
 import packets
@@ -18,18 +18,20 @@ from pcapext.errors import FilterError
 from pcapext.machine import run
 
 #: Each extension term alone (LANGUAGE.md 2, 3 and 4). What stands in braces and quotes is explained in oracle.py.
-TERMS = """
+TERMS = r"""
 {inner ip}  {inner ip6}  {inner arp}  {inner rarp}
 {inner tcp}  {inner udp}  {inner sctp}  {inner icmp}  {inner icmp6}  {inner igmp}  {inner igrp}  {inner pim}  {inner vrrp}  {inner carp}
 {inner esp}  {inner ah}
-{inner proto 6}  {inner proto \\tcp}  {inner proto gre}  {inner proto 51}  {inner proto 44}  {inner proto 0}  {inner proto 58}
-{inner ip proto 17}  {inner ip proto \\udp}  {inner ip proto 51}  {inner ip6 proto 58}  {inner ip6 proto 60}  {inner ip6 proto 43}
-{inner ip6 proto \\tcp}  {inner ip6 proto 44}
-{inner ether proto \\ip}  {inner ether proto 0x86dd}  {inner ether proto \\arp}  {inner ether proto 0x88cc}  {inner ether proto 0x8847}
-{inner host 10.0.0.1}  {inner src host 10.0.0.1}  {inner dst host 10.0.0.1}  {inner src or dst host 10.0.0.2}  {inner src and dst host 10.0.0.1}
+{inner proto 6}  {inner proto \tcp}  {inner proto gre}  {inner proto 51}  {inner proto 44}  {inner proto 0}  {inner proto 58}
+{inner ip proto 17}  {inner ip proto \udp}  {inner ip proto 51}  {inner ip6 proto 58}  {inner ip6 proto 60}  {inner ip6 proto 43}
+{inner ip6 proto \tcp}  {inner ip6 proto 44}
+{inner ether proto \ip}  {inner ether proto 0x86dd}  {inner ether proto \arp}  {inner ether proto 0x88cc}  {inner ether proto 0x8847}
+{inner host 10.0.0.1}  {inner src host 10.0.0.1}  {inner dst host 10.0.0.1}  {inner src or dst host 10.0.0.2}
+{inner src and dst host 10.0.0.1}
 {inner 10.0.0.2}  {inner src 10.1.2.3}  {inner ip host 10.0.0.1}  {inner ip src host 10.0.0.2}  {inner arp host 10.0.0.1}
 {inner rarp src host 10.0.0.1}  {inner rarp dst host 10.0.0.2}
-{inner host 2001:db8::1}  {inner src host 2001:db8::1}  {inner ip6 host 2001:db8::2}  {inner ip6 dst host 2001:db8::1}  {inner 2001:db8:1::1}
+{inner host 2001:db8::1}  {inner src host 2001:db8::1}  {inner ip6 host 2001:db8::2}  {inner ip6 dst host 2001:db8::1}
+{inner 2001:db8:1::1}
 {inner src and dst host 2001:db8::1}  {inner src or dst host fe80::1}
 {inner net 10}  {inner net 10.0}  {inner net 10.0.0}  {inner net 10.0.0.0/8}  {inner src net 10.0.0.0/30}  {inner dst net 128.0.0.0/1}
 {inner src and dst net 10.0.0.0/8}  {inner net 10.0.0.0 mask 255.255.0.0}  {inner net 0.0.0.0/0}  {inner ip net 10.1.2.0/24}
@@ -59,7 +61,8 @@ TERMS = """
 "{inner arp[6:2]} = 1"  "{inner arp[14:4]} = 0x0a000001"  "{inner rarp[6:2]} = 3"  "{inner rarp[7]} = 3"
 "{inner tcp[13]} & 2 != 0"  "{inner tcp[tcpflags]} & (tcp-syn|tcp-fin) = tcp-syn"  "{inner tcp[0:2]} > 50000"  "{inner tcp[12]} >> 4 > 5"
 "{inner tcp[2:2]} = 80"  "{inner tcp[4:4]} & 0x80000000 != 0"  "{inner udp[4:2]} > 30"  "{inner udp[2:2]} = 53"  "{inner udp[8]} > 109"
-"{inner icmp[0]} = 8"  "{inner icmp[icmptype]} != icmp-echo"  "{inner icmp6[0]} = 128"  "{inner icmp6[icmp6type]} = 1"  "{inner sctp[12]} = 4"
+"{inner icmp[0]} = 8"  "{inner icmp[icmptype]} != icmp-echo"  "{inner icmp6[0]} = 128"  "{inner icmp6[icmp6type]} = 1"
+"{inner sctp[12]} = 4"
 "{inner sctp[2:2]} = 80"  "{inner igmp[0]} = 0x16"  "{inner igmp[4]} = 0xe0"  "{inner pim[0]} > 100"  "{inner vrrp[0]} > 110"
 "{inner igrp[0:2]} > 0"  "{inner carp[0]} < 118"
 "{inner ether[0]} & 1 = 1"  "{inner ether[12:2]} = 0x800"  "{inner ether[6:4]} = 0x02000000"  "{inner link[14]} > 64"
@@ -70,7 +73,7 @@ TERMS = """
 """
 
 #: Extension terms among standard ones.
-MIXED = """
+MIXED = r"""
 vlan and {inner tcp}
 vlan 10 and {inner udp} and ip
 vlan 10 and {inner tcp} and ip host 10.0.0.1
@@ -107,12 +110,12 @@ not "{inner tcp[13]} & 2 != 0" and ip
 not "ip[8] > {inner ip[8]}"
 ip and ((({inner udp} or {inner tcp})) or (arp and ({nproto arp})))
 (((ip and {inner tcp}))) or ((({inner ip6}) and (not (ip6 or arp))))
-{inner tcp} and ip or {inner udp} and ip6 or {inner arp} and arp
+{inner tcp} and ip or {inner udp} and ip6 or {inner arp}
 ip or {inner tcp} and ip6 and {encap} or arp
 src host 10.0.0.1 and {inner tcp}
 ip and {inner src net 10.0.0.0/8} and dst net 10.0.0.0/8
 host 10.0.0.1 or {inner host 10.0.0.1} and not host 10.0.0.2
-udp port 4789 and {inner tcp}
+udp port 4789 or 8472 or 6081 and {inner tcp}
 udp dst port 4789 or 8472 and {inner ip}
 udp dst port (4789 or 6081) and not {inner udp}
 tcp port 80 or 443 and {inner tcp} or udp and {inner ip6}
@@ -125,7 +128,7 @@ ether dst ff:ff:ff:ff:ff:ff or {inner ether broadcast}
 ip multicast and not {inner ip multicast}
 ip proto 47 and {inner ip}
 ip proto 4 or ip proto 41 and {inner ip6}
-{inner ip proto \\udp} and proto \\tcp or proto 41
+{inner ip proto \udp} and proto \tcp or proto 41
 less 100 and {inner tcp} or greater 150 and {inner udp}
 {inner tcp} and less 120
 len > 100 and "{poff} < 80"
@@ -164,7 +167,7 @@ len > 100 and "{poff} < 80"
 "{thoff} + (ip[0] & 0xf) * 4 > {poff}"
 vlan and "ip[8] != {inner ip[8]}"
 vlan 10 and "ip[2:2] > {poff} - {nhoff}" and {inner ip}
-vlan and "ip[8] >= {inner ip[8]}" or vlan and "ip6[7] < {inner ip6[7]}"
+vlan and ("ip[8] >= {inner ip[8]}" or "ip6[7] <= {inner ip6[7]}")
 geneve and "ip[8] = {inner ip[8]}"
 tcp[13] = 2 or {inner tcp} and tcp[13] & 16 != 0
 ip[6:2] & 0x1fff != 0 and {inner udp} or {inner tcp}
@@ -173,50 +176,83 @@ ip[8] > 100 and {inner ip} and ip[9] = 17 or ip6[7] > 100 and {inner ip6}
 """
 
 #: Filters that are not their template without braces and quotes: inherited qualifiers and `inner ( ... )`.
-MEANT = {
-    "inner tcp port 80 or 443": "{inner tcp port 80} or {inner tcp port 443}",
-    "inner tcp port 80 or udp port 53": "{inner tcp port 80} or udp port 53",
-    "inner tcp port (80 or 443) and ip": "({inner tcp port 80} or {inner tcp port 443}) and ip",
-    "inner src host 10.0.0.1 or 10.0.0.2 or 2001:db8::1": "{inner src host 10.0.0.1} or {inner src host 10.0.0.2} or {inner src host 2001:db8::1}",
-    "inner port 80 and ip and port 443 or 22": "{inner port 80} and ip and port 443 or port 22",
-    "tcp port 80 or 443 and inner tcp port 22 or 80": "tcp port 80 or tcp port 443 and {inner tcp port 22} or {inner tcp port 80}",
-    "inner net 10 or not 192.168": "{inner net 10} or not {inner net 192.168}",
-    "inner host (10.0.0.1 or 10.0.0.2) and not (10.0.0.1)": "({inner host 10.0.0.1} or {inner host 10.0.0.2}) and not {inner host 10.0.0.1}",
-    "inner (tcp port 80 or 443)": "{inner tcp port 80} or {inner tcp port 443}",
-    "inner (tcp port 80 or udp port 53)": "{inner tcp port 80} or {inner udp port 53}",
-    "inner (ip and not tcp)": "{inner ip} and not {inner tcp}",
-    "inner (not (host 10.0.0.1 or (udp and ip6)))": "not ({inner host 10.0.0.1} or ({inner udp} and {inner ip6}))",
-    "inner (ip[8] > 64 or ip6[7] > 64) and ip": '("{inner ip[8]} > 64" or "{inner ip6[7]} > 64") and ip',
-    "inner (tcp[13] & 2 != 0 and dst net 10)": '"{inner tcp[13]} & 2 != 0" and {inner dst net 10}',
-    "inner (src net 10.0.0.0/8 and dst 10.0.0.1 or 10.0.0.2)": "{inner src net 10.0.0.0/8} and {inner dst 10.0.0.1} or {inner dst 10.0.0.2}",
-    "inner (poff > 60 and tproto tcp)": '"{poff} > 60" and {tproto tcp}',
-    "inner (inner tcp or udp)": "{inner tcp} or {inner udp}",
-    "inner (ether src 02:00:00:00:00:01) and ip": "{inner ether src 02:00:00:00:00:01} and ip",
-    "vlan 10 and inner (tcp or udp) and ip": "vlan 10 and ({inner tcp} or {inner udp}) and ip",
-    "tproto 6 or 17": "{tproto tcp} or {tproto udp}",
-    "tproto tcp or udp": "{tproto tcp} or udp",
-    "tproto (gre or 17) and not ip": "({tproto gre} or {tproto udp}) and not ip",
-    "nproto ip or 0x86dd": "{nproto ip} or {nproto ip6}",
-    "not inner tcp port 80 or 443": "not {inner tcp port 80} or {inner tcp port 443}",
-    "!inner tcp && !inner udp || ip": "not {inner tcp} and not {inner udp} or ip",
-    "inner src or dst port 80 or 443": "{inner port 80} or {inner port 443}",
-    "inner tcp dst portrange 20-30 or 80-443": "{inner tcp dst portrange 20-30} or {inner tcp dst portrange 80-443}",
-    "poff>54 and len - poff>0": '"{poff} > 54" and "len - {poff} > 0"',
-    "encap && depth>1 || inner arp": '{encap} and "{depth} > 1" or {inner arp}',
-    "inner ip[0]&0xf>5": '"{inner ip[0]} & 0xf > 5"',
-    "(inner ip[8])=(ip[8])": '"({inner ip[8]}) = (ip[8])"',
-    "(poff) + 0x10 > len - (070)": '"{poff} + 0x10 > len - 070"',
-    "inner ip proto \\tcp or \\udp": "{inner ip proto 6} or {inner ip proto 17}",
-}
+MEANT = r"""
+inner tcp port 80 or 443
+    {inner tcp port 80} or {inner tcp port 443}
+inner tcp port 80 or udp port 53
+    {inner tcp port 80} or udp port 53
+inner tcp port (80 or 443) and ip
+    ({inner tcp port 80} or {inner tcp port 443}) and ip
+inner src host 10.0.0.1 or 10.0.0.2 or 2001:db8::1
+    {inner src host 10.0.0.1} or {inner src host 10.0.0.2} or {inner src host 2001:db8::1}
+inner port 80 and ip and port 443 or 22
+    {inner port 80} and ip and port 443 or port 22
+tcp port 80 or 443 and inner tcp port 22 or 80
+    tcp port 80 or tcp port 443 and {inner tcp port 22} or {inner tcp port 80}
+inner net 10 or not 192.168
+    {inner net 10} or not {inner net 192.168}
+inner host (10.0.0.1 or 10.0.0.2) and not (10.0.0.1)
+    ({inner host 10.0.0.1} or {inner host 10.0.0.2}) and not {inner host 10.0.0.1}
+inner (tcp port 80 or 443)
+    {inner tcp port 80} or {inner tcp port 443}
+inner (tcp port 80 or udp port 53)
+    {inner tcp port 80} or {inner udp port 53}
+inner (ip and not tcp)
+    {inner ip} and not {inner tcp}
+inner (not (host 10.0.0.1 or (udp and ip6)))
+    not ({inner host 10.0.0.1} or ({inner udp} and {inner ip6}))
+inner (ip[8] > 64 or ip6[7] > 64) and ip
+    ("{inner ip[8]} > 64" or "{inner ip6[7]} > 64") and ip
+inner (tcp[13] & 2 != 0 and dst net 10)
+    "{inner tcp[13]} & 2 != 0" and {inner dst net 10}
+inner (src net 10.0.0.0/8 and dst 10.0.0.1 or 10.0.0.2)
+    {inner src net 10.0.0.0/8} and {inner dst 10.0.0.1} or {inner dst 10.0.0.2}
+inner (poff > 60 and tproto tcp)
+    "{poff} > 60" and {tproto tcp}
+inner (inner tcp or udp)
+    {inner tcp} or {inner udp}
+inner (ether src 02:00:00:00:00:01) and ip
+    {inner ether src 02:00:00:00:00:01} and ip
+vlan 10 and inner (tcp or udp) and ip
+    vlan 10 and ({inner tcp} or {inner udp}) and ip
+tproto 6 or 17
+    {tproto tcp} or {tproto udp}
+tproto tcp or udp
+    {tproto tcp} or udp
+tproto (gre or 17) and not ip
+    ({tproto gre} or {tproto udp}) and not ip
+nproto ip or 0x86dd
+    {nproto ip} or {nproto ip6}
+not inner tcp port 80 or 443
+    not {inner tcp port 80} or {inner tcp port 443}
+!inner tcp && !inner udp || ip
+    not {inner tcp} and not {inner udp} or ip
+inner src or dst port 80 or 443
+    {inner port 80} or {inner port 443}
+inner tcp dst portrange 20-30 or 80-443
+    {inner tcp dst portrange 20-30} or {inner tcp dst portrange 80-443}
+poff>54 and len - poff>0
+    "{poff} > 54" and "len - {poff} > 0"
+encap && depth>1 || inner arp
+    {encap} and "{depth} > 1" or {inner arp}
+inner ip[0]&0xf>5
+    "{inner ip[0]} & 0xf > 5"
+(inner ip[8])=(ip[8])
+    "({inner ip[8]}) = (ip[8])"
+(poff) + 0x10 > len - (070)
+    "{poff} + 0x10 > len - 070"
+inner ip proto \tcp or \udp
+    {inner ip proto 6} or {inner ip proto 17}
+"""
 
 
-#: Link types by how often a filter is tried on them: Ethernet always, the others in turn.
+#: A filter is tried on Ethernet and one of these.
 OTHERS = tuple(linktype for linktype in LINK_TYPES if linktype != EN10MB)
 
 
-@lru_cache(maxsize=None)
+@cache
 def chosen(linktype: int) -> list[Packet]:
-    """Packets of a link type: few of each kind, some of them cut, some captured in part."""
+    """Packets of a link type: few of each kind, some of them also cut short."""
     seen: Counter[object] = Counter()
     found: list[Packet] = []
     for index, made in enumerate(packets.packets(6000 if linktype == EN10MB else 600, seed=linktype, linktypes=[linktype])):
@@ -225,7 +261,8 @@ def chosen(linktype: int) -> list[Packet]:
         # What stands near the front is what libpcap's own terms see: more of those.
         kind = (made.layers[1:4], keys.nproto, transport) if keys.depth < 2 else (made.layers[1:2], keys.nproto, transport)
         seen[kind] += 1
-        if seen[kind] > (2 if keys.depth < 2 and linktype == EN10MB else 1):
+        plain = keys.depth == 0 and transport in (6, 17, 132) and len(made.layers) < 6
+        if seen[kind] > (1 if linktype != EN10MB or keys.depth > 1 else 15 if plain else 2):
             continue
         packet = Packet.whole(with_known_values(made, index))
         found.append(packet)
@@ -242,15 +279,19 @@ NETMASK = 0xFFFF_FF00
 REJECT = Program((Instruction(RET_K, k=0),))
 
 
+def optimized(text: str, linktype: int) -> Program:
+    try:
+        return compile(text, linktype=linktype, netmask=NETMASK)
+    except FilterError as error:
+        if error.message == "expression rejects all packets":
+            return REJECT
+        raise
+
+
 def verdicts(template: str, linktype: int, text: str | None = None, step: int = 1) -> Counter[bool]:
     """How often a filter accepts and rejects, on every `step`th packet; each time it must be what the template says."""
     text = text_of(template) if text is None else text
-    programs = [compile(text, linktype=linktype, netmask=NETMASK, optimize=False)]
-    try:
-        programs.append(compile(text, linktype=linktype, netmask=NETMASK))
-    except FilterError as error:
-        assert error.message == "expression rejects all packets"
-        programs.append(REJECT)
+    programs = [compile(text, linktype=linktype, netmask=NETMASK, optimize=False), optimized(text, linktype)]
     found: Counter[bool] = Counter()
     for packet in chosen(linktype)[::step]:
         verdict = expected(template, packet, NETMASK)
@@ -263,7 +304,7 @@ def verdicts(template: str, linktype: int, text: str | None = None, step: int = 
 
 
 def lines(table: str) -> list[str]:
-    return table.strip().splitlines()
+    return [line.strip() for line in table.strip().splitlines()]
 
 
 def refused(template: str, linktype: int) -> bool:
@@ -276,8 +317,10 @@ def refused(template: str, linktype: int) -> bool:
     return False
 
 
-CASES = [(term, None) for row in lines(TERMS) for term in re.split(" {2,}", row)]
-CASES += [(template, None) for template in lines(MIXED)] + [(template, text) for text, template in MEANT.items()]
+#: A template, and the filter where that is not the template without braces and quotes.
+CASES: list[tuple[str, str | None]] = [(term, None) for row in lines(TERMS) for term in re.split(" {2,}", row)]
+CASES += [(template, None) for template in lines(MIXED)]
+CASES += [(template, text) for text, template in zip(lines(MEANT)[::2], lines(MEANT)[1::2], strict=True)]
 
 
 @pytest.mark.parametrize("part", range(16))
@@ -286,7 +329,7 @@ def test_verdicts_are_the_expected_ones(part: int) -> None:
     for index in range(part, len(CASES), 16):
         template, text = CASES[index]
         found = verdicts(template, EN10MB, text, step=4)
-        if found[True] < 3:
+        if min(found[True], found[False]) < 3:
             found += verdicts(template, EN10MB, text)
         other = OTHERS[(index // 16 + part) % len(OTHERS)]
         if not refused(template, other):
@@ -319,7 +362,7 @@ not (ip and {inner tcp}) and len > 60
 def test_every_link_type(linktype: int) -> None:
     always = set()
     for template in lines(EVERY_LINK_TYPE):
-        found = verdicts(template, linktype)
+        found = verdicts(template, linktype, step=3 if linktype == EN10MB else 1)
         if not all(found.values()) or len(found) < 2:
             always.add(template)
     # There is no IPv6 outermost on raw IPv4, and no IPv4 on raw IPv6.

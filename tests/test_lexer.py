@@ -164,11 +164,16 @@ def test_names_of_numbers() -> None:
         assert program == compiled(f"ip[0] = {number}")
 
 
-@pytest.mark.parametrize("word", KEYWORDS.keys() - {*EXTENSION_WORDS, "vxlan"})
+@pytest.mark.parametrize("word", sorted(KEYWORDS.keys() - {*EXTENSION_WORDS, "vxlan"}))
 def test_keywords_are_libpcaps(word: str) -> None:
     """No keyword is a name for libpcap; behind a backslash each is."""
     assert compiled(f"port {word}") == SYNTAX_ERROR
     assert compiled(f"port \\{word}") != SYNTAX_ERROR
+
+
+def without_number(message: object) -> str:
+    """libpcap 1.10.6 repeats only the end of a number that is too large."""
+    return re.sub(r"number \w* *overflows", "number overflows", str(message))
 
 
 #: What libpcap says of `ether host` with a token of each type; an EID has a program.
@@ -187,7 +192,8 @@ def libpcap_agrees(text: str) -> bool:
         found = tokens(text)
     except FilterError as error:
         at = error.span.start if error.span else 0
-        return compiled(f"ether host {text[at:]}") == error.message and libpcap_agrees(text[:at])
+        theirs = without_number(compiled(f"ether host {text[at:]}"))  # ours is cut where it is long
+        return theirs.startswith(without_number(error.message)) and libpcap_agrees(text[:at])
     spaced = " ".join(text[lexeme.span.start : lexeme.span.end] for _, lexeme in found)
     if any(compiled(f"{before}{text}{behind}") != compiled(f"{before}{spaced}{behind}") for before, behind in _AROUND):
         return False
@@ -248,8 +254,7 @@ def test_scanner_errors(text: str, message: str, place: str) -> None:
     assert caught.value.message == message
     assert caught.value.span is not None
     assert text[caught.value.span.start : caught.value.span.end] == place
-    # libpcap 1.10.6 repeats only the end of a number that is too large.
-    assert re.sub(r"number \w+ over", "number over", str(compiled(text))) == re.sub(r"number \w+ over", "number over", message)
+    assert without_number(compiled(text)) == without_number(message)
 
 
 def test_long_numbers_are_cut_in_messages() -> None:

@@ -147,26 +147,26 @@ def is_plain(packet: Generated) -> bool:
 
 
 def varied(packet: Generated, random: Random) -> Generated:
-    """The packet with other addresses, ports or an IP protocol that no generated one has, and the same headers else."""
-    data, keys, length = bytearray(packet.data), packet.keys, len(packet.data)
-    if keys.lhoff < length:
+    """The packet with other addresses, ports or an IP protocol that no generated one has, and else the same headers."""
+    data, keys = bytearray(packet.data), packet.keys
+    if keys.lhoff < len(data):
         ends = data[keys.lhoff : keys.lhoff + 6], data[keys.lhoff + 6 : keys.lhoff + 12]
         data[keys.lhoff : keys.lhoff + 6] = random.choice((*ends, b"\xff" * 6, b"\x01\x00\x5e\x00\x00\x05"))
+    if keys.tproto in (33, 59, 89, 253) and is_plain(packet):
+        protocol = random.choice((9, 103, 112, keys.tproto))
+        data[keys.nhoff + (9 if keys.nproto == 0x0800 else 6)] = protocol
+        keys = replace(keys, tproto=protocol)
     match random.randrange(3):
         case 0 if keys.nproto in _ADDRESSES:  # both ends the same
             source, destination, size = _ADDRESSES[keys.nproto]
             data[keys.nhoff + source : keys.nhoff + source + size] = data[keys.nhoff + destination : keys.nhoff + destination + size]
             if keys.tproto in (6, 17, 132):
                 data[keys.thoff : keys.thoff + 2] = data[keys.thoff + 2 : keys.thoff + 4]
-        case 1 if keys.nproto == 0x0800:  # to all, to a group
+        case 1 if keys.nproto == 0x0800:  # to a group, to all in a network
             data[keys.nhoff + 16 : keys.nhoff + 20] = random.choice((b"\xe0\x00\x00\x05", b"\x0a\x01\x02\xff", b"\x0a\x01\x02\x00"))
         case 1 if keys.nproto == 0x86DD:
             data[keys.nhoff + 24] = 0xFF
-        case 2 if keys.tproto in (33, 59, 89, 253) and is_plain(packet):
-            protocol = random.choice((9, 103, 112))
-            data[keys.nhoff + (9 if keys.nproto == 0x0800 else 6)] = protocol
-            keys = replace(keys, tproto=protocol)
-    assert len(data) == length
+    assert len(data) == len(packet.data)
     return replace(packet, data=bytes(data), steps=((0, keys),))
 
 
@@ -194,16 +194,18 @@ def values(packet: Generated) -> dict[str, str]:
         "MAC": "2:0:0:0:0:1",
         "SOURCE": "2:0:0:0:0:1",
         "IP4": "10.0.0.1",
+        "TO4": "10.0.0.1",
         "NET4": "10.0.0.0",
         "NUM4": "1",
         "IP6": "fe80::1",
         "NET6": "fe80::",
     }
     if keys.nproto in _ADDRESSES:
-        source, _, size = _ADDRESSES[keys.nproto]
+        source, destination, size = _ADDRESSES[keys.nproto]
         address = data[keys.nhoff + source :][:size]
         version, net = ("4", 2) if size == 4 else ("6", 6)
         found[f"IP{version}"] = str(ip_address(address))
+        found[f"TO{version}"] = str(ip_address(data[keys.nhoff + destination :][:size]))
         found[f"NET{version}"] = str(ip_address(address[:net] + bytes(size - net)))
         found["NUM4"] = str(int.from_bytes(address[:4], "big"))
     if keys.thoff:
@@ -223,7 +225,7 @@ TERMS = _alternatives("""
     proto 17 | ip proto 6 | ip6 proto 17 | proto \\tcp | ip proto ( \\tcp or 17 or 1 ) | ip6 proto \\udp | not proto 6 and not 17
     ether proto 0x0806 | ether proto ( \\ip or \\rarp or 0x88cc )
     host IP4 | host IP6 | src host IP4 | dst IP4 | dst IP6 | ip host IP4 | ip6 host IP6 | ip src and dst host IP4 | ip6 dst host IP6
-    arp host IP4 | arp dst host IP4 | rarp src host IP4 | src and dst host ( IP4 or 10.0.0.1 ) | host IP4 or IP6
+    arp host IP4 | arp dst host TO4 | rarp src host IP4 | src and dst host ( IP4 or 10.0.0.1 ) | host IP4 or IP6
     net 10 | net 10.1 | net NET4/16 | src net NET4 mask 255.255.0.0 | ip src net NET4/16 | net NET6/48 | ip6 dst net NET6/48 | net ::/0
     net 0.0.0.0/0 | src net 0.0.0.0/1 | not dst net NET4/16 | net 0xe0 | ip host NUM4 | src host NUM4
     port PORT | tcp port PORT | udp dst port PORT | sctp port PORT | src port PORT | src and dst port PORT | port \\domain | tcp port \\http

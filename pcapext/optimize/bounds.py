@@ -30,7 +30,6 @@ from pcapext.cfg import (
     maximum,
     parts,
 )
-from pcapext.optimize.simplify import simplify_part
 
 #: No packet is longer, and a sum of two numbers up to here does not wrap around.
 _LONGEST = 0x7FFF_FFFF
@@ -67,8 +66,8 @@ def _is_needless(test: Test, loads: Iterable[Load]) -> bool:
         case Test(Comparison.GE, Length(), base):
             return any(_is_behind(load.offset, base) for load in loads)
         case Test(Comparison.GE, Binary(Operator.SUB, Length(), base), distance) if maximum(distance) <= _LONGEST:
-            end = simplify_part(Binary(Operator.ADD, base, distance))
-            return any(_end(load) == end for load in loads)
+            end = Binary(Operator.ADD, base, distance)
+            return any(_same_sum(Binary(Operator.ADD, load.offset, Const(load.k + load.size & U32)), end) for load in loads)
     return False
 
 
@@ -79,5 +78,21 @@ def _is_behind(offset: Value, base: Value) -> bool:
     return offset == base
 
 
-def _end(load: Load) -> Value:
-    return simplify_part(Binary(Operator.ADD, load.offset, Const(load.k + load.size & U32)))
+def _same_sum(value: Value, other: Value) -> bool:
+    """Whether two values are sums of the same values and the same constants, in any order."""
+    (values, constant), (others, other_constant) = _terms(value), _terms(other)
+    return constant == other_constant and len(values) == len(others) and all(values.count(each) == others.count(each) for each in values)
+
+
+def _terms(value: Value) -> tuple[list[Value], int]:
+    """A sum, modulo 2**32: the values that are added, and the constant."""
+    match value:
+        case Const(number):
+            return [], number
+        case Binary(Operator.ADD, left, right):
+            (values, constant), (others, more) = _terms(left), _terms(right)
+            return values + others, constant + more & U32
+        case Binary(Operator.SUB, left, Const(number)):
+            values, constant = _terms(left)
+            return values, constant - number & U32
+    return [value], 0

@@ -15,6 +15,8 @@ NEEDLESS = [
     ("the base before k took the constant in", "0: (length sub thoff) ge 4 ? 1 : 9\n1: load2[(thoff add 2)] eq 80 ? 8 : 9"),
     ("a place that is computed", "0: (length sub thoff) ge (load1[0] add 2) ? 1 : 9\n1: load2[(thoff add load1[0])] eq 80 ? 8 : 9"),
     ("with a constant in it", "0: (length sub thoff) ge (load1[0] add 5) ? 1 : 9\n1: load2[(thoff add load1[0]) + 3] eq 80 ? 8 : 9"),
+    ("a sum in another order", "0: (length sub thoff) ge (2 add load1[0]) ? 1 : 9\n1: load2[(load1[0] add thoff)] eq 80 ? 8 : 9"),
+    ("with a difference", "0: (length sub thoff) ge 8 ? 1 : 9\n1: load1[(thoff sub 1) + 8] eq 80 ? 8 : 9"),
     ("a constant base", "0: (length sub 14) ge 20 ? 1 : 9\n1: load4[30] eq 80 ? 8 : 9"),
     ("the base itself", "0: length ge poff ? 1 : 9\n1: load1[poff] eq 5 ? 8 : 9"),
     ("anywhere behind the base", "0: length ge poff ? 1 : 9\n1: load1[(poff add load2[0]) + 7] eq 5 ? 8 : 9"),
@@ -30,6 +32,7 @@ NEEDED = [
     ("a load that ends behind", "0: (length sub thoff) ge 1 ? 1 : 9\n1: load2[thoff] eq 80 ? 8 : 9"),
     ("a load before the base", "0: length ge thoff ? 1 : 9\n1: load2[(thoff sub 2)] eq 80 ? 8 : 9"),
     ("a failure that does not reject", "0: (length sub thoff) ge 2 ? 1 : 8\n1: load2[thoff] eq 80 ? 8 : 9"),
+    ("a value that is added once more", "0: (length sub thoff) ge 2 ? 1 : 9\n1: load2[(thoff add thoff)] eq 80 ? 8 : 9"),
     ("the other way round", "0: (length sub thoff) ge 2 ? 9 : 1\n1: load2[thoff] eq 80 ? 8 : 9"),
     ("another test", "0: (length sub thoff) gt 2 ? 1 : 9\n1: load2[thoff] eq 80 ? 8 : 9"),
     ("a load behind another test", "0: length ge poff ? 1 : 9\n1: length ge 40 ? 2 : 9\n2: return load1[poff]"),
@@ -63,12 +66,12 @@ def test_a_chain_goes_at_once() -> None:
 def test_random_graphs() -> None:
     """On packets captured whole."""
     dropped = 0
-    for cfg, rng in random_graphs(800, seed=60):
+    for cfg, rng in random_graphs(500, seed=60):
         after = drop_bounds(cfg)
         dropped += sum(isinstance(after.blocks[label].end, Goto) and isinstance(cfg.blocks[label].end, Branch) for label in after.labels)
         for packet, keys in random_inputs(rng):
             assert evaluate(after, packet, None, keys) == evaluate(cfg, packet, None, keys), (str(cfg), packet.hex(), keys)
-    assert dropped > 100
+    assert dropped > 60
 
 
 def test_random_graphs_on_packets_cut_short() -> None:

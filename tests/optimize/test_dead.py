@@ -58,7 +58,7 @@ def test_graph(before: str, after: str) -> None:
 
 def test_random_graphs() -> None:
     fewer = 0
-    for cfg, rng in random_graphs(500, seed=40):
+    for cfg, rng in random_graphs(350, seed=40):
         left = remove_dead(cfg)
         fewer += left != cfg
         assert left.labels == cfg.labels
@@ -71,4 +71,4 @@ def test_random_graphs() -> None:
         for packet, keys in random_inputs(rng):
             wirelen = len(packet) + rng.choice((0, 40))
             assert evaluate(left, packet, wirelen, keys) == evaluate(cfg, packet, wirelen, keys), (str(cfg), packet.hex(), keys)
-    assert fewer > 300
+    assert fewer > 200

@@ -69,11 +69,11 @@ def check(merged: Cfg) -> None:
 
 def test_random_graphs() -> None:
     fewer = 0
-    for cfg, rng in random_graphs(500, seed=50):
+    for cfg, rng in random_graphs(350, seed=50):
         merged = merge(cfg)
         fewer += len(merged.blocks) < len(cfg.blocks)
         check(merged)
         for packet, keys in random_inputs(rng):
             wirelen = len(packet) + rng.choice((0, 40))
             assert evaluate(merged, packet, wirelen, keys) == evaluate(cfg, packet, wirelen, keys), (str(cfg), packet.hex(), keys)
-    assert fewer > 150
+    assert fewer > 100

@@ -161,14 +161,14 @@ def branches(cfg: Cfg) -> int:
 
 def test_random_graphs() -> None:
     fewer = 0
-    for cfg, rng in random_graphs(800, seed=70):
+    for cfg, rng in random_graphs(500, seed=70):
         threaded = thread_jumps(cfg)
         fewer += branches(threaded) < branches(cfg)
         assert all(threaded.blocks[label].assignments == cfg.blocks[label].assignments for label in threaded.labels)
         for packet, keys in random_inputs(rng):
             wirelen = len(packet) + rng.choice((0, 40))
             assert evaluate(threaded, packet, wirelen, keys) == evaluate(cfg, packet, wirelen, keys), (str(cfg), packet.hex(), keys)
-    assert fewer > 100
+    assert fewer > 60
 
 
 def test_chains_of_tests_of_one_value() -> None:

@@ -1,0 +1,64 @@
+"""`python -m benchmarks [NAME...]`: run the benchmarks of these names, or all, and print a table for each."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pcapext
+from benchmarks import BENCHMARKS, Contestants, benchmark, process, table
+from pcapext.pcap_bridge import compile_expression
+
+PYTHON = sys.executable
+PCAPEXT = str(Path(PYTHON).with_name("pcapext"))
+
+PLAIN = "tcp port 80"
+EXTENDED = "inner tcp port 80"
+LINKTYPE = "EN10MB"
+SNAPLEN = 262144
+
+
+@benchmark(rounds=31)
+def import_time() -> Contestants:
+    return {
+        "import pcapext": process(PYTHON, "-c", "import pcapext"),
+        "Python alone": process(PYTHON, "-c", "pass"),
+    }
+
+
+@benchmark(rounds=31)
+def compile_process() -> Contestants:
+    return {
+        f"pcapext compile '{EXTENDED}'": process(PCAPEXT, "compile", EXTENDED),
+        f"pcapext compile '{PLAIN}'": process(PCAPEXT, "compile", PLAIN),
+        "Python alone": process(PYTHON, "-c", "pass"),
+        f"tcpdump -d '{PLAIN}'": process("tcpdump", "-d", "-y", LINKTYPE, "-s", str(SNAPLEN), PLAIN),
+    }
+
+
+@benchmark(rounds=1001)
+def compile_plain() -> Contestants:
+    return {
+        f"pcapext.compile('{PLAIN}')": lambda: pcapext.compile(PLAIN, linktype=LINKTYPE, snaplen=SNAPLEN),
+        f"pcap_compile('{PLAIN}')": lambda: compile_expression(PLAIN, linktype=LINKTYPE, snaplen=SNAPLEN),
+    }
+
+
+@benchmark(rounds=201)
+def compile_extended() -> Contestants:
+    return {
+        f"pcapext.compile('{EXTENDED}')": lambda: pcapext.compile(EXTENDED, linktype=LINKTYPE, snaplen=SNAPLEN),
+        f"pcap_compile('{PLAIN}')": lambda: compile_expression(PLAIN, linktype=LINKTYPE, snaplen=SNAPLEN),
+    }
+
+
+def main(names: list[str]) -> None:
+    unknown = sorted(set(names) - BENCHMARKS.keys())
+    if unknown:
+        raise SystemExit(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    for name in names or BENCHMARKS:
+        print(table(name, BENCHMARKS[name].medians()), end="\n\n", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

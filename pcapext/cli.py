@@ -1,0 +1,339 @@
+"""The command line: `pcapext compile | filter | keys | assemble | disassemble | check`.
+
+In:  arguments, files, standard input.
+Out: results on standard output, all else on standard error; exit status 0, 1 for an error, 2 for wrong usage.
+
+Flags mean what they mean in tcpdump. Each command is one function; what it needs is imported where it is used, so that
+`compile` starts fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from pcapext import __version__, pcap_bridge
+from pcapext.bpf import MAXIMUM_SNAPLEN, Program
+from pcapext.compiler import TARGETS, compile
+from pcapext.dump import STYLES
+from pcapext.errors import PcapextError, ProgramError, printable
+from pcapext.flowkeys import KEY_BY_K
+
+if TYPE_CHECKING:
+    from pcapext.capture import Capture, Packet
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status."""
+    if sys.stdout is None:
+        # It was closed before we began. Writing to it must fail then, and no file that is opened may take its place.
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        try:
+            return command(options)
+        finally:
+            _finish_output()
+    except PcapextError as error:
+        # Where nobody reads what is written any more, there is nobody to tell.
+        return 1 if isinstance(error.__cause__, BrokenPipeError) else _fail(str(error))
+    except BrokenPipeError:
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        return _fail(f"{printable(str(error.filename or 'standard output'))}: {error.strerror}")
+
+
+def _fail(message: str) -> int:
+    print(f"pcapext: {message}", file=sys.stderr)
+    return 1
+
+
+def _finish_output() -> None:
+    """Write what is still buffered for standard output. If that fails, what is left is not tried once more at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
+# --- compile
+
+
+def _compile(options: argparse.Namespace) -> int:
+    linktype: str | int
+    linktype, snaplen = "EN10MB", MAXIMUM_SNAPLEN
+    if options.read:
+        from pcapext.capture import open_offline
+
+        with open_offline(options.read) as capture:
+            linktype, snaplen = capture.linktype, capture.snaplen
+    if options.linktype is not None:
+        linktype = options.linktype
+    if options.snaplen is not None:
+        snaplen = options.snaplen
+    program = _filter_program(options, linktype, snaplen)
+    print(program.dump(options.format), end="")
+    if program.flow_keys:
+        words = ", ".join(f"[{key}]" for key in program.flow_keys)
+        print(f"pcapext: note: a stock kernel refuses {words}; {_RUN_ANYWHERE}", file=sys.stderr)
+    return 0
+
+
+_RUN_ANYWHERE = "pcapext filter runs it on captures"
+
+
+def _expression(options: argparse.Namespace) -> str:
+    """The expression: from -F, where # begins a comment as in tcpdump, or the arguments put together with spaces."""
+    if options.file is None:
+        return " ".join(options.expression)
+    return re.sub("#[^\n]*", "", _read_text(options.file))
+
+
+def _read_text(path: str) -> str:
+    """The text of a file; "-" is standard input."""
+    name = "standard input" if path == "-" else printable(path)
+    try:
+        with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
+            return file.read().decode()
+    except UnicodeDecodeError as error:
+        raise PcapextError(f"{name}: byte {error.start} is not UTF-8 text") from None
+    except OSError as error:
+        raise PcapextError(f"{name}: {error.strerror}") from None
+    except ValueError as error:  # a NUL character in the path
+        raise PcapextError(f"{name}: {error}") from None
+
+
+def _filter_program(options: argparse.Namespace, linktype: str | int, snaplen: int) -> Program:
+    """The program of the expression."""
+    return compile(
+        _expression(options),
+        linktype=linktype,
+        snaplen=snaplen,
+        netmask=options.netmask,
+        optimize=not options.no_optimize,
+        target=options.target,
+    )
+
+
+def _program_for(options: argparse.Namespace, capture: Capture) -> Program:
+    """The program to run over a capture: of the expression, or the one given with --program."""
+    if options.program is None:
+        program = _filter_program(options, capture.linktype, capture.snaplen)
+    elif options.expression or options.file is not None:
+        options.usage_error("argument --program: not allowed with a filter")
+    else:
+        from dataclasses import replace
+
+        program = replace(_read_program(options.program), linktype=capture.linktype)
+    for instruction in program:
+        if instruction.ancillary and instruction.k not in KEY_BY_K:
+            raise PcapextError(f"the filter asks for [{instruction.ancillary.name}], which no capture file holds")
+    return program
+
+
+def _read_program(path: str, form: str | None = None) -> Program:
+    """The program in a file; "-" is standard input."""
+    from pcapext.textforms import read_program
+
+    text = _read_text(path)
+    try:
+        return read_program(text, form)
+    except ProgramError as error:
+        raise ProgramError(f"{'standard input' if path == '-' else path}: {error}") from None
+
+
+# --- filter, keys
+
+
+def _filter(options: argparse.Namespace) -> int:
+    from pcapext.capture import create, open_offline
+
+    with open_offline(options.read) as capture:
+        program = _program_for(options, capture)
+        if options.count:
+            matching = 0
+            try:
+                for _ in _matching(capture, program, options.packets):
+                    matching += 1
+            finally:  # those before a damaged place count
+                print(f"{matching} packets" if matching != 1 else "1 packet")
+        elif options.write:
+            with create(options.write, like=capture) as output:
+                for packet in _matching(capture, program, options.packets):
+                    output.write(packet)
+        else:
+            from pcapext.summary import summarize
+
+            for packet in _matching(capture, program, options.packets):
+                print(summarize(packet))
+    return 0
+
+
+def _matching(capture: Capture, program: Program, limit: int | None) -> Iterable[Packet]:
+    """The packets that a program accepts, no more than `limit` of them."""
+    left = limit
+    for packet in capture:
+        if program.matches(packet.data, packet.wirelen):
+            yield packet
+            if left is not None:
+                left -= 1
+                if left == 0:  # here, so that no further packet is waited for
+                    break
+
+
+def _keys(options: argparse.Namespace) -> int:
+    import json
+    from dataclasses import asdict
+
+    from pcapext.capture import open_offline
+    from pcapext.dissect import dissect
+
+    shown = ("nhoff", "nproto", "thoff", "tproto", "poff", "depth")
+    with open_offline(options.read) as capture:
+        program = _program_for(options, capture)
+        if not options.json:
+            print(" ".join(f"{key:>6}" for key in ("packet", *shown)))
+        for number, packet in enumerate(capture, 1):
+            if not program.matches(packet.data, packet.wirelen):
+                continue
+            keys = asdict(dissect(packet.data, packet.linktype))
+            values = {key: keys[key] for key in shown}
+            if options.json:
+                print(json.dumps({"packet": number, **values}))
+            else:
+                print(
+                    " ".join(f"{value:#06x}" if key == "nproto" else f"{value:>6}" for key, value in {"packet": number, **values}.items())
+                )
+    return 0
+
+
+# --- assemble, disassemble, check
+
+
+def _assemble(options: argparse.Namespace) -> int:
+    print(_read_program(options.source, options.input).dump(options.format), end="")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    program = _read_program(options.source, options.input)
+    refusal = program.kernel_refusal()
+    print(f"{len(program)} instructions, valid")
+    print(f"Linux kernel: refused: {refusal}" if refusal else "Linux kernel: accepted")
+    if program.flow_keys and not program.kernel_refusal(stock=False):
+        print("pcapext and kernels with the flow keys: accepted")
+    return 1 if refusal and program.kernel_refusal(stock=False) else 0
+
+
+# --- arguments
+
+
+def _netmask(text: str) -> int:
+    """A netmask, as an address or as a prefix length."""
+    import ipaddress
+
+    try:
+        return int(ipaddress.IPv4Network(f"0.0.0.0/{text}").netmask)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no netmask") from None
+
+
+def _linktype(text: str) -> str | int:
+    """A name of libpcap's, or a number."""
+    return int(text) if text.isdecimal() and text.isascii() else text
+
+
+def _whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"'{text}' is no number") from None
+        if number < low or (high is not None and number > high):
+            raise argparse.ArgumentTypeError(f"{text} is out of range, expected {low} {'or more' if high is None else f'to {high}'}")
+        return number
+
+    return convert
+
+
+def _snaplen(text: str) -> int:
+    """tcpdump's: 0 stands for the largest."""
+    return _whole_number(0, MAXIMUM_SNAPLEN)(text) or MAXIMUM_SNAPLEN
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        try:
+            libpcap = pcap_bridge.description()
+        except PcapextError as error:
+            libpcap = str(error)
+        print(f"pcapext {__version__}\n{libpcap}")
+        parser.exit()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pcapext", description="tcpdump's filters, for the innermost headers of tunnelled packets too")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version, and libpcap's and where it is")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=summary, description=summary)
+        added.set_defaults(command=command, usage_error=added.error)
+        return added
+
+    def add_expression(added: argparse.ArgumentParser) -> None:
+        added.add_argument("expression", nargs="*", metavar="EXPR", help="the filter; its parts are put together with spaces")
+        added.add_argument("-F", dest="file", metavar="FILE", help="take the filter from a file, - for standard input, instead")
+        added.add_argument("-O", dest="no_optimize", action="store_true", help="do not optimize")
+        added.add_argument("-t", dest="target", default="flowkeys", choices=TARGETS, help="the form of program (flowkeys)")
+        added.add_argument("--netmask", type=_netmask, default=0, metavar="MASK", help="the network's, for 'ip broadcast' (0.0.0.0)")
+
+    added = add("compile", _compile, "print the program of a filter")
+    styles = added.add_mutually_exclusive_group()
+    for style, shown in (("d", "as text"), ("dd", "as a C array"), ("ddd", "as decimal numbers")):
+        styles.add_argument(f"-{style}", dest="format", action="store_const", const=style, help=f"print it {shown}")
+    styles.add_argument("--format", choices=STYLES, help="print it in this form (d)")
+    added.set_defaults(format="d")
+    added.add_argument("-y", dest="linktype", type=_linktype, metavar="LINKTYPE", help="link type, libpcap's name or number (EN10MB)")
+    added.add_argument("-s", dest="snaplen", type=_snaplen, metavar="SNAPLEN", help="bytes to keep of a packet (262144)")
+    added.add_argument("-r", dest="read", metavar="FILE", help="take link type and snap length from a capture")
+    add_expression(added)
+
+    def add_capture(added: argparse.ArgumentParser) -> None:
+        added.add_argument("-r", dest="read", metavar="IN", required=True, help="the capture to read, - for standard input")
+        added.add_argument("--program", metavar="FILE", help="take a program, in any form that compile prints, instead of a filter")
+
+    added = add("filter", _filter, "pick packets out of a capture")
+    add_capture(added)
+    output = added.add_mutually_exclusive_group()
+    output.add_argument("-w", dest="write", metavar="OUT", help="write the packets to a capture, - for standard output")
+    output.add_argument("--count", action="store_true", help="print only how many there are")
+    added.add_argument("-c", dest="packets", type=_whole_number(1), metavar="N", help="stop after N packets")
+    add_expression(added)
+
+    added = add("keys", _keys, "print the flow keys of the packets of a capture")
+    add_capture(added)
+    added.add_argument("--json", action="store_true", help="print an object for each packet")
+    add_expression(added)
+
+    for name, format, summary in (
+        ("assemble", "bytecode", "read a program in any form and print its numbers"),
+        ("disassemble", "d", "read a program in any form and print it as text"),
+    ):
+        added = add(name, _assemble, summary)
+        added.add_argument("source", nargs="?", default="-", metavar="FILE", help="the program (standard input)")
+        added.add_argument("--input", choices=STYLES, help="the form it is in (what it looks like)")
+        added.add_argument("--format", choices=STYLES, default=format, help=f"the form to print it in ({format})")
+
+    added = add("check", _check, "read a program in any form and tell whether it is valid and who takes it")
+    added.add_argument("source", nargs="?", default="-", metavar="FILE", help="the program (standard input)")
+    added.add_argument("--input", choices=STYLES, help="the form it is in (what it looks like)")
+    return parser
