@@ -100,9 +100,10 @@ class Ancillary:
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """A variable."""
+    """A variable, and the largest number it ever holds."""
 
     name: str
+    largest: int = U32
 
 
 #: Takes a value that is computed only because that can reject the packet. Nothing reads it.
@@ -352,6 +353,8 @@ def maximum(value: Value) -> int:
             return number
         case Load(size):
             return (1 << 8 * size) - 1
+        case Local(_, largest):
+            return largest
         case Key(name) if name != "lhoff":
             return 0x1FFFF  # 16 bits, and for poff a transport header more
         case Binary(Operator.AND, left, right):
@@ -421,7 +424,7 @@ def show(node: Value | Test | End | Block) -> str:
             return "length"
         case Load(size, offset, k):
             return f"load{size}[{show(offset)}{f' + {k}' if k else ''}]"
-        case Key(name) | Local(name):
+        case Key(name) | Local(name, _):
             return name
         case Ancillary(size, k):
             return f"ancillary{size}[{k:#x}]"

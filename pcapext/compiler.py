@@ -15,12 +15,9 @@ import re
 from pcapext import pcap_bridge
 from pcapext.bpf import MAX_INSTRUCTIONS, MAXIMUM_SNAPLEN, Instruction, Program
 from pcapext.errors import FilterError, ProgramError, Span
-from pcapext.syntax import EXTENSION_WORDS
 
 #: The forms of program that `compile` makes (DESIGN.md 2).
 TARGETS = ("flowkeys",)
-
-_MAY_EXTEND = re.compile(rf"\b(?:{'|'.join(EXTENSION_WORDS)})\b")
 
 
 def compile(
@@ -46,13 +43,20 @@ def compile(
     if target not in TARGETS:
         raise FilterError(f"unknown target '{target}', expected {' or '.join(TARGETS)}")
     number = pcap_bridge.linktype_number(linktype)
-    if _MAY_EXTEND.search(expression):
+    if _may_extend(expression):
         instructions, made_for = _compile_extended(expression, number, snaplen, netmask, optimize)
     else:
         instructions, made_for = _compile_standard(expression, number, snaplen, netmask, optimize), "classic"
     if len(instructions) > MAX_INSTRUCTIONS:
         raise FilterError(f"the program would take {len(instructions)} instructions, and no kernel takes more than {MAX_INSTRUCTIONS}")
     return Program(instructions, number, snaplen, expression, made_for)
+
+
+def _may_extend(expression: str) -> bool:
+    """Whether one of pcapext's words is in an expression, perhaps only as a part of a name."""
+    from pcapext.syntax import EXTENSION_WORDS  # here, since `import pcapext` has no use for the classes of the tree
+
+    return re.search(rf"\b(?:{'|'.join(EXTENSION_WORDS)})\b", expression) is not None
 
 
 def _compile_standard(expression: str, linktype: int, snaplen: int, netmask: int | None, optimize: bool) -> tuple[Instruction, ...]:

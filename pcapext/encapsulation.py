@@ -70,6 +70,11 @@ class LinkLayer:
     def is_ethernet(self) -> bool:
         return self.name == "EN10MB"
 
+    @property
+    def is_cooked(self) -> bool:
+        """Whether the header is made up by libpcap: the kernel, which runs filters, does not see it."""
+        return self.name in ("LINUX_SLL", "LINUX_SLL2")
+
 
 PPP_PROTOCOLS = ((0x0021, IPV4), (0x0057, IPV6), (0x0281, MPLS))
 

@@ -514,11 +514,10 @@ def _is_ours(node: Arithmetic) -> bool:
 
 
 def _has_extension(node: Arithmetic) -> bool:
+    """Whether arithmetic that needs nothing of libpcap needs something of pcapext."""
     match node:
-        case KeyValue():
+        case KeyValue() | Access():
             return True
-        case Access():
-            return node.scope is not None or _has_extension(node.index)
         case Binary():
             return _has_extension(node.left) or _has_extension(node.right)
         case Negate():

@@ -463,6 +463,14 @@ the index of 'outer udp[...]' cannot read bytes that have no 'outer' before them
   inner tcp or 80
                ^^
 
+'443' stands alone, expected qualifiers before it such as 'host' or 'port'
+  inner tcp port 80 and arp or 443
+                               ^^^
+
+'443' stands alone, expected qualifiers before it such as 'host' or 'port'
+  tcp port 80 or (poff > 3 or not 443)
+                                  ^^^
+
 '10.0.0.1' stands alone, expected qualifiers before it such as 'host' or 'port'
   inner tcp and (arp or 10.0.0.1)
                         ^^^^^^^^
@@ -502,6 +510,10 @@ unknown ip proto 'nosuch'
 unknown ether proto 'nosuch'
   inner ether proto nosuch
                     ^^^^^^
+
+'ether proto 1535' has no meaning after 'inner'
+  inner ether proto 0x5ff
+  ^^^^^^^^^^^^^^^^^^^^^^^
 
 'ether proto 5' has no meaning after 'inner'
   inner ether proto 5

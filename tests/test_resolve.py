@@ -302,6 +302,18 @@ def test_bytes_of_transport_headers(text: str) -> None:
             assert not holds(condition(f"inner tcp[13] = {flags ^ 1}"), packet)
 
 
+def test_payload() -> None:
+    seen = 0
+    for packet in PACKETS:
+        data = packet.data[packet.keys.poff :]
+        if packet.keys.poff and len(data) >= 4:
+            seen += 1
+            assert holds(condition(f"payload[0:4] = {int.from_bytes(data[:4], 'big')} and payload[3] = {data[3]}"), packet)
+        for absent in (f"payload[{len(data)}] >= 0", f"payload[{max(0, len(data) - 1)}:2] >= 0"):
+            assert not holds(condition(absent), packet)
+    assert seen > 100
+
+
 @pytest.mark.parametrize(
     "text", ["ah", "ip proto 51", "proto 44", "proto 60", "ip6 proto 0", "ip6 proto 43", "ip6 proto 44", "ip6 proto 51 or ah"]
 )
@@ -377,6 +389,7 @@ def with_inner_everywhere(text: str) -> str:
         ("outer (udp port 53 or (tcp) or 54)", "outer udp port 53 or outer tcp or outer udp port 54"),
         ("inner (not (tcp or udp))", "not (inner tcp or inner udp)"),
         ("encap", "depth > 0"),
+        ("payload[poff] = nhoff", "inner payload[inner poff] = inner nhoff"),
     ],
 )
 def test_scope_and_qualifiers_are_inherited(text: str, expected: str) -> None:
@@ -465,6 +478,7 @@ def test_every_address_of_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
         ("inner net 10", "inner net 10.0.0.0/8"),
         ("inner portrange 90-80", "inner portrange 80-90"),
         ("inner portrange 80-80", "inner port 80"),
+        ("inner ether proto 0x600", "nproto 0x600"),
     ],
 )
 def test_names(text: str, expected: str) -> None:
