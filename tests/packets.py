@@ -428,7 +428,7 @@ class _Builder:
 
     def transport_name(self, version: int) -> str:
         if not self.deep and self.chance(0.62):
-            return self.random.choice([*TUNNELS, *UDP_TUNNELS.keys() - TUNNELS.keys(), "udp/mpls", "udp/gre"])
+            return self.random.choice([*TUNNELS, *sorted(UDP_TUNNELS.keys() - TUNNELS.keys()), "udp/mpls", "udp/gre"])
         return self.random.choice([*TRANSPORTS, "tcp", "tcp", "tcp", "udp", "udp"])
 
     def extensions(self, version: int) -> list[int]:
