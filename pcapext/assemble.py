@@ -11,7 +11,7 @@ is known: what they hold at the end of every block before it. A value that is al
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -36,6 +36,7 @@ from pcapext.cfg import (
     Return,
     Test,
     Value,
+    live_before,
     liveness,
     parts,
 )
@@ -84,15 +85,33 @@ class _Jump:
 def assemble(cfg: Cfg) -> tuple[Instruction, ...]:
     """The program of a graph. Raises `FilterError` where 16 slots of M[] are not enough."""
     slots = _allocate(cfg)
+    bases = _bases(cfg)
     predecessors = cfg.predecessors
     order = _layout(cfg)
+    after = liveness(cfg)
     written: dict[Label, _Writer] = {}
     for label, following in zip(order, [*order[1:], None], strict=True):
+        block = cfg.blocks[label]
         before = [written[other] for other in predecessors[label]]
         a, x = (frozenset.intersection(*held) if held else _NOTHING for held in ([w.a for w in before], [w.x for w in before]))
-        written[label] = writer = _Writer(slots, max(slots.values(), default=-1) + 1, a, x)
-        writer.block(cfg.blocks[label], following)
+        for local in _in_order(live_before(block, after[label]) - a - x):
+            for writer in before:
+                writer.save(local, at_end=True)
+        memory = set.intersection(*(writer.memory for writer in before)) if before else set()
+        written[label] = _Writer(slots, bases, max(slots.values(), default=-1) + 1, a, x, memory)
+        written[label].block(block, following, after[label])
     return _write_before_reads(_resolve_jumps([(label, written[label].code) for label in order]))
+
+
+def _bases(cfg: Cfg) -> set[Local]:
+    """The locals that are offsets of loads: X is the place for them."""
+    loads = (part for block in cfg.blocks.values() for value in block.values for part in parts(value) if isinstance(part, Load))
+    return {load.offset for load in loads if isinstance(load.offset, Local)}
+
+
+def _in_order(locals_: Set[Local]) -> list[Local]:
+    """Locals in an order that does not depend on their hashes."""
+    return sorted(locals_, key=lambda local: local.name)
 
 
 def _layout(cfg: Cfg) -> list[Label]:
@@ -120,7 +139,7 @@ def _allocate(cfg: Cfg) -> dict[Local, int]:
         for local in together:
             neighbours.setdefault(local, set()).update(together - {local})
     slots: dict[Local, int] = {}
-    for local in sorted(neighbours, key=lambda local: local.name):
+    for local in _in_order(neighbours.keys()):
         taken = {slots[other] for other in neighbours[local] if other in slots}
         slots[local] = _slot(next(slot for slot in count() if slot not in taken))
     return slots
@@ -134,21 +153,55 @@ def _slot(slot: int) -> int:
 
 @dataclass
 class _Writer:
-    """Writes the code of one block; `a` and `x` are the values that the registers are known to hold."""
+    """Writes the code of one block.
+
+    `a` and `x` are the values that the registers are known to hold, `memory` the locals whose slots of M[] hold their values. A
+    local is stored when the last register that holds it is about to change, if it is still needed then.
+    """
 
     slots: Mapping[Local, int]
+    bases: Set[Local]
     first_temporary: int
     a: frozenset[Value]
     x: frozenset[Value]
+    memory: set[Local]
+    live: Set[Local] = frozenset()
     code: list[Instruction | _Jump] = field(default_factory=list)
     temporaries: int = 0
 
     def emit(self, code: int, k: int = 0) -> None:
         self.code.append(Instruction(code, k=k))
 
-    def block(self, block: Block, following: Label | None) -> None:
-        for local, value in block.assignments:
-            self.assign(local, value)
+    def set_a(self, code: int, k: int, values: frozenset[Value]) -> None:
+        """Write an instruction that changes A, and know what A holds then."""
+        for local in _in_order(self.live & self.a - self.x - self.memory):
+            self.save(local)
+        self.emit(code, k)
+        self.a = values
+
+    def set_x(self, code: int, k: int, values: frozenset[Value]) -> None:
+        """Write an instruction that changes X, and know what X holds then."""
+        for local in _in_order(self.live & self.x - self.a - self.memory):
+            self.save(local)
+        self.emit(code, k)
+        self.x = values
+
+    def save(self, local: Local, at_end: bool = False) -> None:
+        """Store a local in its slot unless it is there; `at_end`: when the block is written, before it jumps."""
+        if local in self.memory:
+            return
+        self.memory.add(local)
+        store = Instruction(bpf.STX if local in self.x else bpf.ST, k=self.slots[local])
+        if at_end and self.code and isinstance(self.code[-1], _Jump):
+            self.code.insert(-1, store)
+        else:
+            self.code.append(store)
+
+    def block(self, block: Block, following: Label | None, live_after: Set[Local]) -> None:
+        for index, (local, value) in enumerate(block.assignments):
+            self.live = live_before(Block(block.assignments[index:], block.end), live_after)
+            self.assign(local, value, live_before(Block(block.assignments[index + 1 :], block.end), live_after))
+        self.live = live_before(Block((), block.end), live_after)
         match block.end:
             case Goto(target):
                 if target != following:
@@ -161,20 +214,22 @@ class _Writer:
                 self.to_a(value)
                 self.emit(bpf.RET_A)
 
-    def assign(self, local: Local, value: Value) -> None:
+    def assign(self, local: Local, value: Value, live_after: Set[Local]) -> None:
         if local == VOID:
             self.to_a(value)
             return
-        from_x = value in self.x and value not in self.a
-        if not from_x:
+        through_x = local in self.bases
+        if not (through_x and loads_x(value)):
             self.to_a(value)
-        self.emit(bpf.STX if from_x else bpf.ST, self.slots[local])
-        # What was computed from the old value of the local is no longer its value.
-        self.a, self.x = (frozenset(held for held in register if local not in parts(held)) for register in (self.a, self.x))
-        if from_x:
-            self.x |= {local}
-        else:
-            self.a |= {local}
+        # Now the old value of the local is needed no more, and what was computed from it is not computed from the new one.
+        self.live = live_after - {local}
+        if through_x:
+            self.to_x(value)
+        self.memory.discard(local)
+        self.a, self.x = (
+            frozenset(held for held in register if local not in parts(held)) | ({local} if value in register else _NOTHING)
+            for register in (self.a, self.x)
+        )
 
     def branch(self, test: Test, then: Label, otherwise: Label) -> None:
         k, x = _JUMPS[test.comparison]
@@ -196,62 +251,58 @@ class _Writer:
         """Code that puts a value into A, unless it is there."""
         if value in self.a:
             return
-        if value in self.x:
-            self.emit(bpf.TXA)
-            self.a = self.x
-            return
+        holds = frozenset({value})
         match value:
+            case _ if value in self.x:
+                self.set_a(bpf.TXA, 0, self.x)
             case Const(number):
-                self.emit(bpf.LD_IMM, number)
+                self.set_a(bpf.LD_IMM, number, holds)
             case Length():
-                self.emit(bpf.LD_LEN)
+                self.set_a(bpf.LD_LEN, 0, holds)
             case Local():
-                self.emit(bpf.LD_MEM, self.slots[value])
+                assert value in self.memory
+                self.set_a(bpf.LD_MEM, self.slots[value], holds)
             case Key(name):
-                self.emit(bpf.LD_W_ABS, KEY_BY_NAME[name].k)
+                self.set_a(bpf.LD_W_ABS, KEY_BY_NAME[name].k, holds)
             case Ancillary(size, k):
-                self.emit(_ABSOLUTE[size], k)
+                self.set_a(_ABSOLUTE[size], k, holds)
             case Load(size, Const(offset)) if offset < _NEGATIVE:
-                self.emit(_ABSOLUTE[size], offset)
+                self.set_a(_ABSOLUTE[size], offset, holds)
             case Load(size, offset, k):
                 self.to_x(offset)
-                self.emit(_INDIRECT[size], k)
+                self.set_a(_INDIRECT[size], k, holds)
             case Binary(Operator.SUB, Const(0), right):
                 self.to_a(right)
-                self.emit(bpf.NEG)
+                self.set_a(bpf.NEG, 0, holds)
             case Binary(operator, left, Const(number)) if _takes_constant(operator, number):
                 self.to_a(left)
-                self.emit(_ARITHMETIC[operator][0], number)
+                self.set_a(_ARITHMETIC[operator][0], number, holds)
             case Binary(operator, left, right):
                 if operator.commutes and self.better_in_x(left, right):
                     left, right = right, left
                 self.to_both(left, right)
-                self.emit(_ARITHMETIC[operator][1])
-        self.a = frozenset({value})
+                self.set_a(_ARITHMETIC[operator][1], 0, holds)
 
     def to_x(self, value: Value) -> None:
         """Code that puts a value into X, unless it is there. A may change, unless `loads_x` can load it."""
         if value in self.x:
             return
+        holds = frozenset({value})
         match value:
             case _ if value in self.a:
-                self.emit(bpf.TAX)
-                self.x = self.a
-                return
+                self.set_x(bpf.TAX, 0, self.a)
             case Const(number):
-                self.emit(bpf.LDX_IMM, number)
+                self.set_x(bpf.LDX_IMM, number, holds)
             case Length():
-                self.emit(bpf.LDX_LEN)
+                self.set_x(bpf.LDX_LEN, 0, holds)
             case Local():
-                self.emit(bpf.LDX_MEM, self.slots[value])
+                assert value in self.memory
+                self.set_x(bpf.LDX_MEM, self.slots[value], holds)
             case _ if (offset := _header_length(value)) is not None:
-                self.emit(bpf.LDX_MSH, offset)
+                self.set_x(bpf.LDX_MSH, offset, holds)
             case _:
                 self.to_a(value)
-                self.emit(bpf.TAX)
-                self.x = self.a
-                return
-        self.x = frozenset({value})
+                self.set_x(bpf.TAX, 0, self.a)
 
     def to_both(self, left: Value, right: Value) -> None:
         """Code that puts one value into A and another into X."""
@@ -272,12 +323,10 @@ class _Writer:
             self.temporaries += 1
             if left_first:
                 self.to_x(right)
-                self.emit(bpf.LD_MEM, slot)
-                self.a = frozenset({left})
+                self.set_a(bpf.LD_MEM, slot, frozenset({left}))
             else:
                 self.to_a(left)
-                self.emit(bpf.LDX_MEM, slot)
-                self.x = frozenset({right})
+                self.set_x(bpf.LDX_MEM, slot, frozenset({right}))
             self.temporaries -= 1
         assert left in self.a
         assert right in self.x
@@ -340,41 +389,36 @@ def _takes_constant(operator: Operator, number: int) -> bool:
 
 
 def _resolve_jumps(blocks: Sequence[tuple[Label, Sequence[Instruction | _Jump]]]) -> tuple[Instruction, ...]:
-    """The instructions with jumps by distance. Where one is over 255, the jump goes to a `ja` behind it."""
-    far: set[tuple[Label, int, Label]] = set()
-    while True:
-        places: dict[Label, int] = {}
-        length = 0
-        for label, code in blocks:
-            places[label] = length
-            length += len(code)
-            length += sum((label, index, target) in far for index, item in enumerate(code) for target in _targets(item))
-        program: list[Instruction] = []
-        too_far: set[tuple[Label, int, Label]] = set()
-        for label, code in blocks:
-            for index, item in enumerate(code):
-                at = len(program) + 1
-                if isinstance(item, Instruction):
-                    program.append(item)
-                elif item.code == bpf.JA:
-                    program.append(Instruction(bpf.JA, k=places[item.then] - at))
-                else:
-                    hops = [target for target in _targets(item) if (label, index, target) in far]
-                    distances = {target: hops.index(target) if target in hops else places[target] - at for target in _targets(item)}
-                    too_far |= {(label, index, target) for target, distance in distances.items() if distance > 255}
-                    jt, jf = (min(distances[target], 255) for target in (item.then, item.otherwise))
-                    program.append(Instruction(item.code, jt, jf, item.k))
-                    program += [Instruction(bpf.JA, k=places[target] - at - hop - 1) for hop, target in enumerate(hops)]
-        if not too_far:
-            return tuple(program)
-        far |= too_far
+    """The instructions with jumps by distance.
 
+    A conditional jump reaches 255 instructions. Where that is not enough, it goes to a `ja` behind it, or a copy of the `ret`
+    that it wants, which all jumps to the same place share that reach it. The program is written from its end, so that every
+    distance is known at once.
+    """
+    backwards: list[Instruction] = []
+    places: dict[Label, int] = {}
+    hops: dict[Label, int] = {}
+    verdicts = {
+        label: code[0] for label, code in blocks if len(code) == 1 and isinstance(code[0], Instruction) and code[0].code == bpf.RET_K
+    }
 
-def _targets(item: Instruction | _Jump) -> tuple[Label, ...]:
-    """The blocks that a conditional jump goes to, each once."""
-    if isinstance(item, Instruction) or item.code == bpf.JA:
-        return ()
-    return tuple(dict.fromkeys((item.then, item.otherwise)))
+    def distance(target: Label) -> int:
+        direct = len(backwards) - places[target]
+        return direct if direct <= 255 or target not in hops else len(backwards) - hops[target]
+
+    for label, code in reversed(blocks):
+        for item in reversed(code):
+            if isinstance(item, Instruction):
+                backwards.append(item)
+            elif item.code == bpf.JA:
+                backwards.append(Instruction(bpf.JA, k=len(backwards) - places[item.then]))
+            else:
+                while far := [target for target in (item.then, item.otherwise) if distance(target) > 255]:
+                    backwards.append(verdicts.get(far[0]) or Instruction(bpf.JA, k=len(backwards) - places[far[0]]))
+                    hops[far[0]] = len(backwards)
+                backwards.append(Instruction(item.code, distance(item.then), distance(item.otherwise), item.k))
+        places[label] = len(backwards)
+    return tuple(reversed(backwards))
 
 
 def _write_before_reads(program: tuple[Instruction, ...]) -> tuple[Instruction, ...]:

@@ -87,7 +87,7 @@ def _compile(options: argparse.Namespace) -> int:
     return 0
 
 
-_RUN_ANYWHERE = "pcapext filter runs it on captures"
+_RUN_ANYWHERE = "-t classic gives a program that every kernel runs"
 
 
 def _expression(options: argparse.Namespace) -> str:

@@ -17,7 +17,7 @@ from pcapext.bpf import MAX_INSTRUCTIONS, MAXIMUM_SNAPLEN, Instruction, Program
 from pcapext.errors import FilterError, ProgramError, Span
 
 #: The forms of program that `compile` makes (DESIGN.md 2).
-TARGETS = ("flowkeys",)
+TARGETS = ("flowkeys", "classic")
 
 
 def compile(
@@ -32,19 +32,23 @@ def compile(
     """Compile a filter.
 
     `linktype` is a name of libpcap's or a DLT number; `snaplen` the number of bytes that an accepted packet is cut to;
-    `netmask` the network's, for `ip broadcast`, None if it is not known. An empty expression accepts everything.
+    `netmask` the network's, for `ip broadcast`, None if it is not known. `target` is "flowkeys", a short program that loads flow
+    keys, or "classic", a long one that runs on every kernel and libpcap; a filter without extension terms is always "classic".
+    An empty expression accepts everything.
 
     Raises `FilterError`, which shows the place, for an expression without a program, and `LibpcapError` where libpcap is
     missing or does not know the link type.
 
     >>> len(compile("inner tcp port 80"))
     11
+    >>> compile("inner tcp port 80", target="classic").kernel_refusal() is None
+    True
     """
     if target not in TARGETS:
         raise FilterError(f"unknown target '{target}', expected {' or '.join(TARGETS)}")
     number = pcap_bridge.linktype_number(linktype)
     if _may_extend(expression):
-        instructions, made_for = _compile_extended(expression, number, snaplen, netmask, optimize)
+        instructions, made_for = _compile_extended(expression, number, snaplen, netmask, optimize, target)
     else:
         instructions, made_for = _compile_standard(expression, number, snaplen, netmask, optimize), "classic"
     if len(instructions) > MAX_INSTRUCTIONS:
@@ -67,15 +71,16 @@ def _compile_standard(expression: str, linktype: int, snaplen: int, netmask: int
 
 
 def _compile_extended(
-    expression: str, linktype: int, snaplen: int, netmask: int | None, optimize: bool
+    expression: str, linktype: int, snaplen: int, netmask: int | None, optimize: bool, target: str
 ) -> tuple[tuple[Instruction, ...], str]:
     # Imported here: a standard expression needs neither our parser nor our passes.
     from pcapext.assemble import assemble
     from pcapext.cfg import REJECT
     from pcapext.codegen import generate
-    from pcapext.encapsulation import LINK_LAYER_BY_NUMBER, LINK_LAYERS
+    from pcapext.encapsulation import DEFAULT_SETTINGS, LINK_LAYER_BY_NUMBER, LINK_LAYERS
     from pcapext.lift import lift
     from pcapext.locate import standard_terms
+    from pcapext.lower import lower
     from pcapext.mark import mark
     from pcapext.optimize import optimize as improve
     from pcapext.parser import parse
@@ -104,7 +109,10 @@ def _compile_extended(
         cfg = improve(cfg)
         if cfg.blocks[cfg.entry] == REJECT:
             raise FilterError("expression rejects all packets", expression, Span(0, len(expression)))
-    return assemble(cfg), "flowkeys"
+    if target == "classic":
+        # Not left to `optimize`: what `lower` makes is meant for the passes, and too long for any kernel without them.
+        cfg = improve(lower(cfg, LINK_LAYER_BY_NUMBER[linktype], DEFAULT_SETTINGS))
+    return assemble(cfg), target
 
 
 def _placed(error: FilterError, expression: str, linktype: int, snaplen: int, netmask: int | None) -> FilterError:

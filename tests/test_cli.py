@@ -117,7 +117,7 @@ def misused(capsys: Capsys, *arguments: str) -> str:
 
 # ---- compile ----
 
-NOTE = "pcapext: note: a stock kernel refuses {}; pcapext filter runs it on captures\n"
+NOTE = "pcapext: note: a stock kernel refuses {}; -t classic gives a program that every kernel runs\n"
 
 
 @pytest.mark.tools("tcpdump")

@@ -1,95 +1,217 @@
-"""The walk as a graph without loops, against what tests/packets.py knows of its packets, and of each cut of them, by construction."""
+"""The walk in plain classic BPF, against the reference walk: every key, and the verdicts of filters, on packets of every nesting.
+
+The expected values come from tests/packets.py, which knows the keys of a packet, and of each cut of it, by construction.
+"""
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
 from functools import reduce
 from random import Random
 
 import pytest
-from packets import packets
+from bpf_oracles import Kernel, attach
+from graphs import EFFORT
+from packets import EN10MB, LINUX_SLL, LINUX_SLL2, NULL, PPP, RAW, Generated, packets
 
+import pcapext
 from pcapext.assemble import assemble
-from pcapext.bpf import Program
-from pcapext.cfg import REJECT, Binary, Block, Branch, Cfg, Comparison, Const, Key, Load, Operator, Return, Test, Value
-from pcapext.encapsulation import DEFAULT_SETTINGS, LINK_LAYERS, LinkLayer, WalkSettings
+from pcapext.bpf import MAX_INSTRUCTIONS, Instruction
+from pcapext.cfg import Binary, Block, Cfg, Const, Key, Operator, Return, Value
+from pcapext.encapsulation import DEFAULT_SETTINGS, LINK_LAYER_BY_NUMBER, LINK_LAYERS
 from pcapext.flowkeys import FLOW_KEYS, FlowKeys
-from pcapext.lower import RESUME, lower
+from pcapext.lower import lower
 from pcapext.machine import run
+from pcapext.optimize import optimize
 from pcapext.pcap_bridge import run_filter
 
-#: Odd, so that multiplying by it loses nothing modulo 2**32.
-FACTOR = 0x9E3779B1
+#: Link layers that the three filters are tried on; IPV4 and IPV6 are parts of RAW, and LOOP is NULL. A program takes long to compile.
+WITH_HEADER = [RAW, LINUX_SLL, LINUX_SLL2, NULL, PPP]
+OTHER_LINKTYPES = [row.linktype for row in LINK_LAYERS if row.linktype != EN10MB]
 
 
-def digest(keys: FlowKeys) -> int:
-    """One number of all keys: different keys give different numbers, but for one pair in 2**32."""
-    return reduce(lambda number, key: (number * FACTOR + getattr(keys, key.name)) & 0xFFFFFFFF, FLOW_KEYS, 1)
+def sample(count: int, seed: int, linktype: int) -> Iterator[tuple[Generated, int]]:
+    """Packets of a link type, each whole and cut at three of the places where something changes."""
+    rng = Random(seed)
+    for packet in packets(count * EFFORT, seed, linktypes=[linktype]):
+        for length in (len(packet.data), *rng.choices(packet.cuts(), k=3)):
+            yield packet, length
 
 
-def digest_program(link_layer: LinkLayer, settings: WalkSettings = DEFAULT_SETTINGS) -> Program:
-    """A program in plain classic BPF that returns the digest of a packet's keys."""
-    start: Value = Const(1)
-    value = reduce(lambda number, key: Binary(Operator.ADD, Binary(Operator.MUL, number, Const(FACTOR)), Key(key.name)), FLOW_KEYS, start)
-    return Program(assemble(lower(Cfg(0, {0: Block((), Return(value))}), link_layer, settings)), link_layer.linktype)
+def walk_for(linktype: int, value: Value) -> tuple[Instruction, ...]:
+    """A program that returns a value made of keys."""
+    cfg = lower(Cfg(0, {0: Block((), Return(value))}), LINK_LAYER_BY_NUMBER[linktype], DEFAULT_SETTINGS)
+    return assemble(optimize(cfg))
 
 
-@pytest.mark.parametrize("link_layer", LINK_LAYERS, ids=lambda row: row.name)
-def test_keys_are_those_of_the_packet(link_layer: LinkLayer) -> None:
-    program = digest_program(link_layer)
-    assert program.flow_keys == ()
-    rng = Random(link_layer.linktype)
+@pytest.mark.parametrize("key", [key.name for key in FLOW_KEYS])
+def test_keys_are_those_of_the_packet(key: str) -> None:
+    program = walk_for(EN10MB, Key(key))
     seen = set()
-    for packet in packets(100, seed=link_layer.linktype, linktypes=[link_layer.linktype]):
-        for length in (len(packet.data), *(rng.randrange(len(packet.data) + 1) for _ in range(4))):
-            wanted = digest(packet.keys_of(length))
-            seen.add(wanted)
-            assert run(program, packet.data[:length]).value == wanted, (packet.layers, length, packet.data.hex())
-            assert run_filter(program.instructions, packet.data[:length]) == wanted, (packet.layers, length)
+    for packet, length in sample(250, seed=len(key), linktype=EN10MB):
+        wanted = getattr(packet.keys_of(length), key)
+        seen.add(wanted)
+        assert run_filter(program, packet.data[:length]) == wanted, (packet.layers, length)
+    assert len(seen) > 2
+
+
+@pytest.mark.parametrize("linktype", OTHER_LINKTYPES)
+def test_all_keys_at_once(linktype: int) -> None:
+    """One number made of all keys, of which each change makes another one."""
+
+    def mixed(keys: FlowKeys) -> int:
+        return reduce(lambda total, key: (total * 0x01000193 + getattr(keys, key.name)) & 0xFFFF_FFFF, FLOW_KEYS, 0)
+
+    total: Value = Const(0)
+    for key in FLOW_KEYS:
+        total = Binary(Operator.ADD, Binary(Operator.MUL, total, Const(0x01000193)), Key(key.name))
+    program = walk_for(linktype, total)
+    seen = set()
+    for packet, length in sample(120, seed=linktype, linktype=linktype):
+        keys = packet.keys_of(length)
+        seen.add(keys)
+        assert run_filter(program, packet.data[:length]) == mixed(keys), (packet.layers, length)
     assert len(seen) > 50
 
 
-def test_settings_of_the_walk() -> None:
-    settings = WalkSettings(
-        tunnel_ports={"vxlan": [], "geneve": [6081, 7000]}, max_levels=2, vlan_tags=1, mpls_labels=2, extension_headers=1
-    )
-    ethernet = LINK_LAYERS[0]
-    program, usual = digest_program(ethernet, settings), digest_program(ethernet)
-    from pcapext.dissect import dissect
-
-    differ = 0
-    for packet in packets(500, seed=5, linktypes=[ethernet.linktype]):
-        wanted = digest(dissect(packet.data, ethernet.linktype, settings))
-        differ += wanted != digest(packet.keys)
-        assert run(program, packet.data).value == wanted, packet.layers
-        assert run(usual, packet.data).value == digest(packet.keys), packet.layers
-    assert differ > 40
+FILTERS = [
+    "not inner tcp",
+    "poff > 54 and thoff - nhoff = 20",
+    "inner port 53 or 80",
+    "inner tcp port 80",
+    "payload[0] > 127",
+    "not (inner udp port 53 or inner arp)",
+    "inner (host 10.0.0.1 or ip6) and not inner tcp[13] & 2 != 0",
+    "inner ether multicast or encap and inner icmp",
+    "ip and inner tcp or arp and inner udp or depth > 1",
+    "not payload[1:2] & 1 = 0 or nproto 0x88cc",
+    "len - poff > 100 or inner proto 51 or inner sctp",
+]
 
 
-def test_graph_without_keys_stays_as_it_is() -> None:
-    cfg = Cfg(0, {0: Block((), Return(Load(2, Const(12))))})
-    assert lower(cfg, LINK_LAYERS[0], DEFAULT_SETTINGS) is cfg
+@pytest.mark.kernel
+@pytest.mark.parametrize(
+    ("linktype", "expression"),
+    [
+        *((EN10MB, expression) for expression in FILTERS),
+        *((linktype, expression) for linktype in (OTHER_LINKTYPES if EFFORT > 1 else WITH_HEADER) for expression in FILTERS[:3]),
+    ],
+)
+def test_verdicts_are_those_of_the_flow_keys(linktype: int, expression: str) -> None:
+    """On our machine, libpcap's and the kernel's."""
+    keyed = pcapext.compile(expression, linktype=linktype)
+    plain = pcapext.compile(expression, linktype=linktype, target="classic")
+    assert plain.flow_keys == ()
+    assert plain.target == "classic"
+    assert plain.kernel_refusal() is None
+    kernel = Kernel()
+    assert kernel.accepts(plain.instructions)
+    rng = Random(linktype)
+    verdicts = set()
+    for packet, length in sample(150 if linktype == EN10MB else 50, seed=len(expression), linktype=linktype):
+        data = packet.data[:length]
+        wanted = run(keyed, data, None, lambda *_, packet=packet, length=length: packet.keys_of(length)).value
+        verdicts.add(wanted > 0)
+        assert run(plain, data).value == wanted, (packet.layers, length)
+        assert run_filter(plain.instructions, data) == wanted, (packet.layers, length)
+        if length:
+            assert (kernel.kept(data) > 0) == (wanted > 0), (packet.layers, length)
+        # Cut by the snap length, it may reject what the rules accept, never accept what they reject.
+        wirelen = length + rng.randrange(1, 100)
+        if run_filter(plain.instructions, data, wirelen):
+            assert run(keyed, data, wirelen).value, (packet.layers, length, wirelen)
+    kernel.close()
+    assert verdicts == {False, True}
 
 
-def test_walk_runs_once_at_most_and_only_where_it_is_needed() -> None:
-    """Two blocks are the first to load a key, each on its way; a third way loads none, and one of them loads another key later."""
-    byte = Load(1, Const(0))
-    cfg = Cfg(
-        0,
-        {
-            0: Block((), Branch(Test(Comparison.EQ, byte, Const(1)), 1, 2)),
-            1: Block((), Branch(Test(Comparison.EQ, Key("tproto"), Const(6)), 3, 4)),
-            2: Block((), Branch(Test(Comparison.EQ, byte, Const(2)), 5, 6)),
-            3: Block((), Return(Key("thoff"))),
-            4: REJECT,
-            5: Block((), Return(Key("nhoff"))),
-            6: Block((), Return(Const(7))),
-        },
-    )
-    lowered = lower(cfg, LINK_LAYERS[0], DEFAULT_SETTINGS)
-    resumes = [value for block in lowered.blocks.values() for local, value in block.assignments if local == RESUME]
-    assert sorted(resumes, key=str) == [Const(0), Const(1)]
-    program = Program(assemble(lowered))
-    tcp = bytes(6) + bytes(6) + bytes.fromhex("0800 4500 0028 0000 0000 4006 0000 0a000001 0a000002") + bytes(20)
-    for first, wanted in ((1, 34), (2, 14), (3, 7)):
-        assert run(program, bytes([first]) + tcp[1:]).value == wanted
-    assert run(program, bytes([3]) + tcp[1:]).executed < 12
+def test_walk_runs_only_where_a_key_is_needed() -> None:
+    """Plain UDP is decided before any key: as many instructions run as libpcap's own program of the first term takes."""
+    program = pcapext.compile("udp or inner tcp", target="classic")
+    standard = pcapext.compile("udp")
+    compared = 0
+    for packet, _ in sample(200, seed=3, linktype=EN10MB):
+        executed = run(standard, packet.data)
+        if executed.value:
+            compared += 1
+            assert run(program, packet.data).executed <= executed.executed + 3, packet.layers
+    assert compared > 20
+
+
+#: Every kind of term there is, one a line. Those that ask for the same keys have the same walk.
+TERMS = """
+    payload[0:4] = 0x47455420
+    len - poff > 0
+    inner tcp[13] & 2 != 0
+    inner ether multicast
+    inner icmp6[0] = 135
+    depth > 0
+    nhoff > 14
+    nproto > 0x800
+    thoff > 40
+    tproto > 17
+    poff > 54
+    tproto tcp
+    inner tproto 47
+    nproto ip6
+    inner nproto 0x88cc
+    inner ip
+    inner ip6
+    inner arp
+    inner rarp
+    inner tcp
+    inner udp
+    inner sctp
+    inner icmp
+    inner igmp
+    inner igrp
+    inner pim
+    inner vrrp
+    inner carp
+    inner esp
+    inner icmp6
+    inner proto 50
+    inner ip proto 50
+    inner ip6 proto 50
+    inner ether proto 0x88cc
+    inner host 10.0.0.1
+    inner ip src host 10.0.0.1
+    inner ip6 dst host 2001:db8::1
+    inner arp src or dst host 10.0.0.1
+    inner rarp src and dst host 10.0.0.1
+    inner 10.0.0.1
+    inner net 10.0.0.0/8
+    inner dst net 2001:db8::/32
+    inner src net 10.1.0.0 mask 255.255.0.0
+    inner port 53
+    inner tcp dst port 80
+    inner udp src port 53
+    inner sctp portrange 1-100
+    inner ip broadcast
+    inner ip multicast
+    inner ip6 multicast
+    inner ether src host 02:00:00:00:00:01
+    inner ether broadcast
+    inner ip[8] < 5
+    inner ip6[7] < 5
+    inner arp[6:2] = 1
+    inner udp[4:2] > 100
+    inner icmp[0] = 8
+    inner sctp[0:2] = 5
+    inner igmp[0] = 17
+    inner ether[0] & 1 = 0
+    inner (tcp or udp port 53)
+"""
+ALL_TERMS = [line.strip() for line in TERMS.strip().splitlines()]
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("negation", ["", "not "])
+@pytest.mark.parametrize("term", ALL_TERMS if EFFORT > 1 else ALL_TERMS[:2])
+def test_every_term_has_a_program_that_a_stock_kernel_takes(term: str, negation: str) -> None:
+    """With PCAPEXT_TEST_EFFORT=2 all of them, which takes a minute; otherwise those with the longest programs."""
+    program = pcapext.compile(negation + term, target="classic", netmask=0xFFFFFF00)
+    assert len(program) <= MAX_INSTRUCTIONS
+    assert program.kernel_refusal() is None
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        attach(sock, program.instructions)

@@ -1,18 +1,27 @@
-"""Drop bounds: a length check is not needed where the load behind it would reject the packet just as well.
+"""Drop bounds: a length check or a load is not needed where other loads reject the same packets.
 
 In:  a `Cfg`.
-Out: the graph without the checks `length >= base` and `length - base >= n` whose failure rejects the packet and whose
-     success leads, without another test, to a load that ends n bytes behind the base, or anywhere behind it. On a packet
-     captured whole the load fails wherever the check does; on others it may reject what the check let pass.
+Out: the graph without
+     - checks of the length whose failure rejects the packet, where on every way on to acceptance a load reaches as far;
+     - checks of the length that must hold, since a load before them reached as far;
+     - loads assigned to `VOID` that reach no farther than others on all ways before, or on all ways on to acceptance;
+     - tests with one target for both outcomes, when their loads cannot fail;
+     - whatever is done on ways that all reject the packet.
+
+How far a load reaches is told by a base and a distance: the load of 2 bytes at H + 12 reaches 14 behind H. On a packet
+captured whole, a load fails exactly where the check of its reach does. On a packet that the snap length cut, the
+length is not cut: a load may reject what a check lets pass, never the other way round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from functools import reduce
+from typing import TypeAlias
 
 from pcapext.cfg import (
     REJECT,
-    U32,
+    VOID,
     Binary,
     Block,
     Branch,
@@ -23,76 +32,154 @@ from pcapext.cfg import (
     Label,
     Length,
     Load,
+    Local,
     Operator,
     Test,
     Value,
+    loads_of,
     locals_of,
     maximum,
     parts,
 )
+from pcapext.optimize.simplify import simplify_part
+
+#: A place in a packet: so far behind this base; the base None is the begin of the packet.
+Place: TypeAlias = tuple[Value | None, int]
+
+#: How far behind each base the packet is known to reach.
+Reach: TypeAlias = Mapping[Value | None, int]
 
 #: No packet is longer, and a sum of two numbers up to here does not wrap around.
 _LONGEST = 0x7FFF_FFFF
 
 
 def drop_bounds(cfg: Cfg) -> Cfg:
-    """The graph without length checks that a load makes needless."""
-    blocks = dict(cfg.blocks)
-    for label in reversed(cfg.labels):  # the last of a chain of checks first: the loads behind it then follow the one before
-        block = blocks[label]
-        match block.end:
-            case Branch(test, then, otherwise) if cfg.blocks[otherwise] == REJECT and _is_needless(test, _loads(blocks, then)):
-                blocks[label] = Block(block.assignments, Goto(then))
+    """The graph without needless checks and loads."""
+    return _drop_backward(_drop_forward(cfg))
+
+
+def _drop_forward(cfg: Cfg) -> Cfg:
+    """Drop what the loads before make needless."""
+    arriving: dict[Label, list[Reach]] = {label: [] for label in cfg.blocks}
+    arriving[cfg.entry].append({})
+    blocks: dict[Label, Block] = {}
+    for label, block in cfg.blocks.items():
+        arrived = arriving.pop(label)
+        if not arrived:
+            continue  # its last way in was dropped
+        reach = reduce(_common, arrived)
+        kept = []
+        for local, value in block.assignments:
+            if local == VOID and _reaches(reach, value):
+                continue
+            kept.append((local, value))
+            reach = _behind(local, value, _farther(reach, _ends(value)))
+        end = block.end
+        if isinstance(end, Branch):
+            checked = _checked(end.test)
+            same = end.then == end.otherwise and _reaches(reach, end.test.left) and _reaches(reach, end.test.right)
+            if same or (checked is not None and reach.get(checked[0], -1) >= checked[1]):
+                end = Goto(end.then)
+            else:
+                reach = _farther(reach, [*_ends(end.test.left), *_ends(end.test.right)])
+        blocks[label] = Block(tuple(kept), end)
+        for target in blocks[label].targets:
+            arriving[target].append(reach)
     return Cfg(cfg.entry, blocks)
 
 
-def _loads(blocks: Mapping[Label, Block], label: Label) -> Iterator[Load]:
-    """The loads that are done from a block on, whatever way it goes."""
-    while True:
-        block = blocks[label]
-        yield from (part for value in block.values for part in parts(value) if isinstance(part, Load))
-        match block.end:
-            case Goto(target):
-                label = target
-            case _:
-                return
+def _drop_backward(cfg: Cfg) -> Cfg:
+    """Drop what the loads behind make needless."""
+    # How far every way from a block on to acceptance reaches, None where there is no such way.
+    reaches: dict[Label, Reach | None] = {}
+    blocks: dict[Label, Block] = {}
+    for label in reversed(cfg.labels):
+        block = cfg.blocks[label]
+        if block.end == REJECT.end:
+            reaches[label], blocks[label] = None, REJECT
+            continue
+        end = block.end
+        if isinstance(end, Branch) and blocks[end.otherwise] == REJECT:
+            checked, behind = _checked(end.test), reaches[end.then]
+            if checked is not None and behind is not None and behind.get(checked[0], -1) >= checked[1]:
+                end = Goto(end.then)
+        targets = Block((), end).targets
+        ways = [way for target in targets if (way := reaches[target]) is not None]
+        reach: Reach | None = reduce(_common, ways) if ways else None if targets else {}
+        if reach is None:
+            reaches[label], blocks[label] = None, REJECT
+            continue
+        reach = _farther(reach, [place for value in Block((), end).values for place in _ends(value)])
+        kept = []
+        for local, value in reversed(block.assignments):
+            if local == VOID and _reaches(reach, value):
+                continue
+            reach = _farther(_before(local, value, reach), _ends(value))
+            kept.append((local, value))
+        reaches[label], blocks[label] = reach, Block(tuple(reversed(kept)), end)
+    return Cfg(cfg.entry, blocks)
 
 
-def _is_needless(test: Test, loads: Iterable[Load]) -> bool:
-    """Whether one of these loads fails where the test does not hold."""
-    if locals_of(test.left) | locals_of(test.right):
-        return False  # they may be assigned before the load
-    match test:
-        case Test(Comparison.GE, Length(), base):
-            return any(_is_behind(load.offset, base) for load in loads)
-        case Test(Comparison.GE, Binary(Operator.SUB, Length(), base), distance) if maximum(distance) <= _LONGEST:
-            end = Binary(Operator.ADD, base, distance)
-            return any(_same_sum(Binary(Operator.ADD, load.offset, Const(load.k + load.size & U32)), end) for load in loads)
-    return False
+def _ends(value: Value) -> list[Place]:
+    """The ends of the bytes that the loads in a value read."""
+    return [_place(part.offset, part.k + part.size) for part in parts(value) if isinstance(part, Load)]
 
 
-def _is_behind(offset: Value, base: Value) -> bool:
+def _place(offset: Value, more: int) -> Place:
+    """offset + more, where that does not wrap around."""
     match offset:
-        case Binary(Operator.ADD, left, right) if left == base:
-            return maximum(left) + maximum(right) <= U32
-    return offset == base
-
-
-def _same_sum(value: Value, other: Value) -> bool:
-    """Whether two values are sums of the same values and the same constants, in any order."""
-    (values, constant), (others, other_constant) = _terms(value), _terms(other)
-    return constant == other_constant and len(values) == len(others) and all(values.count(each) == others.count(each) for each in values)
-
-
-def _terms(value: Value) -> tuple[list[Value], int]:
-    """A sum, modulo 2**32: the values that are added, and the constant."""
-    match value:
         case Const(number):
-            return [], number
-        case Binary(Operator.ADD, left, right):
-            (values, constant), (others, more) = _terms(left), _terms(right)
-            return values + others, constant + more & U32
-        case Binary(Operator.SUB, left, Const(number)):
-            values, constant = _terms(left)
-            return values, constant - number & U32
-    return [value], 0
+            return None, number + more
+        case Binary(Operator.ADD, base, Const(distance)) if maximum(base) + distance <= _LONGEST:
+            return base, distance + more
+    return offset, more
+
+
+def _checked(test: Test) -> Place | None:
+    """How far a packet reaches for which a check of its length holds."""
+    match test:
+        case Test(Comparison.GE, Length(), bound):
+            return _place(bound, 0)
+        case Test(Comparison.GE, Binary(Operator.SUB, Length(), base), distance) if maximum(distance) <= _LONGEST:
+            index, more = _place(distance, 0)
+            return _place(base if index is None else simplify_part(Binary(Operator.ADD, base, index)), more)
+    return None
+
+
+def _reaches(reach: Reach, value: Value) -> bool:
+    """Whether no part of a value can reject a packet that reaches so far."""
+    return all(isinstance(part, Load) for part in loads_of(value)) and all(reach.get(base, -1) >= end for base, end in _ends(value))
+
+
+def _common(reach: Reach, other: Reach) -> Reach:
+    return {base: min(distance, other[base]) for base, distance in reach.items() if base in other}
+
+
+def _farther(reach: Reach, places: Iterable[Place]) -> Reach:
+    farther = dict(reach)
+    pending = [*places]
+    while pending:
+        base, distance = pending.pop()
+        farther[base] = max(farther.get(base, distance), distance)
+        match base:
+            case Binary(Operator.ADD, left, right) if maximum(left) + maximum(right) <= _LONGEST:
+                pending.append(_place(left, distance))  # what is behind a sum is behind its operands
+    return farther
+
+
+def _behind(local: Local, value: Value, reach: Reach) -> Reach:
+    """What is known behind an assignment, in terms of the new value."""
+    known = _without(local, reach)
+    base, moved = _place(value, 0)
+    return {**known, local: reach[base] - moved} if base in reach else known
+
+
+def _before(local: Local, value: Value, reach: Reach) -> Reach:
+    """What is known before an assignment, in terms of the old value."""
+    known = _without(local, reach)
+    base, moved = _place(value, 0)
+    return _farther(known, [(base, reach[local] + moved)]) if local in reach else known
+
+
+def _without(local: Local, reach: Reach) -> Reach:
+    return {base: distance for base, distance in reach.items() if base is None or local not in locals_of(base)}

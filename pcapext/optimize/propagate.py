@@ -2,8 +2,8 @@
 
 In:  a `Cfg`.
 Out: the same graph with fewer reads of locals. A local is replaced where on every path to it the same value was assigned,
-     the value is made of nothing but the packet, and computing it again costs no more than reading the local, or it is
-     read only once.
+     what that is made of has not changed since, and computing it again costs no more than reading the local, or it is
+     made of nothing but the packet and read only once.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _block(block: Block, known: dict[Local, Value], reads: Counter[Local]) -> tu
         value = rewrite(value, put)
         assignments.append((local, value))
         known = {other: held for other, held in known.items() if other != local and local not in locals_of(held)}
-        if local != VOID and not locals_of(value) and (is_cheap(value) or reads[local] == 1):
+        if local != VOID and local not in locals_of(value) and (is_cheap(value) or (reads[local] == 1 and not locals_of(value))):
             known[local] = value
     return Block(tuple(assignments), rewrite_end(block.end, put)), known
 
@@ -68,8 +68,10 @@ def _block(block: Block, known: dict[Local, Value], reads: Counter[Local]) -> tu
 def is_cheap(value: Value) -> bool:
     """Whether one instruction computes it."""
     match value:
-        case Const() | Length() | Key() | Ancillary() | Load(_, Const()):
+        case Const() | Length() | Key() | Ancillary() | Local() | Load(_, Const()):
             return True
+        case Binary(Operator.ADD, Local(), Const()):
+            return True  # a load from there takes the number as its k
         case Binary(Operator.LSH, Binary(Operator.AND, Load(1, Const()), Const(0xF)), Const(2)):
             return True  # ldxb 4*([k]&0xf)
     return False

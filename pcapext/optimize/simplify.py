@@ -124,6 +124,10 @@ def simplify_test(test: Test) -> tuple[Test | bool, bool]:
             return _opposite(*simplify_test(Test(_MIRRORED[comparison], right, left)))
         case Test(Comparison.EQ, Binary(Operator.SUB, left, right), Const(0)):
             return simplify_test(Test(Comparison.EQ, left, right))
+        case Test(Comparison.EQ, Binary(Operator.ADD, left, Const(constant)), Const(right)) if (
+            right < constant and maximum(left) + constant <= U32 and not loads_of(left)
+        ):
+            return False, True
         case Test(Comparison.EQ, Binary(Operator.ADD, left, Const(constant)), Const(right)):
             return simplify_test(Test(Comparison.EQ, left, Const((right - constant) & U32)))
         case Test(Comparison.EQ, Binary(Operator.AND, left, right), Const(0)):

@@ -3,20 +3,22 @@
 In:  a `Cfg`.
 Out: the same blocks, with jumps that go straight to where the tests passed before must lead.
 
-What is known at a place are the outcomes of tests of the packet that every path to it passed. An edge also knows the
-outcome of the test it comes from, and may pass blocks that only test what it knows. Since values stand for the same number
-everywhere, and a known test's loads were done, skipping the test changes nothing.
+What is known at a place are the outcomes of tests that every path to it passed, and numbers that were assigned. An edge also
+knows the outcome of the test it comes from, and may pass blocks that only test what it knows, or whose tests make no
+difference. Since a value stands for the same number until a local in it is assigned, and a known test's loads were done,
+skipping the test changes nothing.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 
 from pcapext.cfg import (
     U32,
+    VOID,
     Block,
     Branch,
     Cfg,
@@ -24,8 +26,10 @@ from pcapext.cfg import (
     Const,
     Goto,
     Label,
+    Local,
     Test,
     Value,
+    loads_of,
     locals_of,
 )
 
@@ -75,6 +79,12 @@ class Known:
             return Known(frozenset({low}), outcomes=self.outcomes)
         return Known(None, low, high, excluded, self.outcomes)
 
+    def without(self, local: Local) -> Known:
+        """This, but for the outcomes of tests against a local."""
+        if not any(local in locals_of(test.right) for test in self.outcomes):
+            return self
+        return replace(self, outcomes={test: holds for test, holds in self.outcomes.items() if local not in locals_of(test.right)})
+
     def common(self, other: Known) -> Known:
         """What this and the other both say."""
         outcomes = {test: holds for test, holds in self.outcomes.items() if other.outcomes.get(test) == holds}
@@ -117,9 +127,9 @@ def thread_jumps(cfg: Cfg) -> Cfg:
         if not arrived:
             continue  # every way to it was led elsewhere
         block = blocks[label]
+        facts = _behind(block.assignments, reduce(_common, arrived))
         match block.end:
             case Branch(test, then, otherwise):
-                facts = reduce(_common, arrived)
                 outcome = decide(test, facts)
                 if outcome is not None:
                     target = then if outcome else otherwise
@@ -133,7 +143,6 @@ def thread_jumps(cfg: Cfg) -> Cfg:
                     arriving[targets[-1]].append(known)
                 blocks[label] = Block(block.assignments, Branch(test, *targets))
             case Goto(target):
-                facts = reduce(_common, arrived)
                 target = _follow(blocks, target, facts)
                 blocks[label] = Block(block.assignments, Goto(target))
                 arriving[target].append(facts)
@@ -141,7 +150,7 @@ def thread_jumps(cfg: Cfg) -> Cfg:
 
 
 def _worth_knowing(cfg: Cfg) -> set[Test]:
-    """Tests of the packet whose outcome can decide another test."""
+    """Tests whose outcome can decide another test."""
     tests = [block.end.test for block in cfg.blocks.values() if isinstance(block.end, Branch)]
     same = Counter(tests)
     left = Counter(test.left for test in tests)
@@ -155,7 +164,17 @@ def _worth_knowing(cfg: Cfg) -> set[Test]:
                 return 1 < left[test.left] < 64
         return False
 
-    return {test for test in same if (same[test] > 1 or decides_others(test)) and not locals_of(test.left) | locals_of(test.right)}
+    return {test for test in same if same[test] > 1 or decides_others(test)}
+
+
+def _behind(assignments: Sequence[tuple[Local, Value]], facts: Facts) -> Facts:
+    """What is known behind assignments: nothing of old values, and which local is which number."""
+    for local, value in assignments:
+        if local != VOID:
+            facts = {left: known.without(local) for left, known in facts.items() if local not in locals_of(left)}
+            if isinstance(value, Const):
+                facts[local] = Known(frozenset({value.value}))
+    return facts
 
 
 def _common(facts: Facts, others: Facts) -> Facts:
@@ -170,16 +189,44 @@ def _with(facts: Facts, test: Test, holds: bool) -> Facts:
     return {**facts, test.left: facts.get(test.left, Known()).with_outcome(test, holds)}
 
 
+#: How many tests to look ahead for a place where both outcomes meet.
+_AHEAD = 2
+
+
 def _follow(blocks: Mapping[Label, Block], target: Label, facts: Facts) -> Label:
-    """Where a jump to `target` ends, with these facts known on the way."""
+    """Where a jump to `target` ends, with these facts known on the way: past tests whose outcome is known, or does not matter."""
     while True:
         match blocks[target]:
             case Block((), Goto(further)):
                 target = further
-            case Block((), Branch(test, then, otherwise)) if (outcome := decide(test, facts)) is not None:
-                target = then if outcome else otherwise
+            case Block((), Branch(test, then, otherwise)):
+                outcome = decide(test, facts)
+                if outcome is not None:
+                    target = then if outcome else otherwise
+                elif (meeting := _meeting(blocks, target, facts)) is not None:
+                    target = meeting
+                else:
+                    return target
             case _:
                 return target
+
+
+def _meeting(blocks: Mapping[Label, Block], label: Label, facts: Facts) -> Label | None:
+    """Where both outcomes of the test of a block lead, if that is one place and no more than `_AHEAD` tests on."""
+    ends = _ends(blocks, label, facts, _AHEAD)
+    return ends.pop() if len(ends) == 1 and label not in ends else None
+
+
+def _ends(blocks: Mapping[Label, Block], label: Label, facts: Facts, ahead: int) -> set[Label]:
+    """Where the ways from a block on lead that are possible with these facts, at most so many tests on."""
+    while (block := blocks[label]).assignments == () and isinstance(block.end, Goto):
+        label = block.end.target
+    match block:
+        case Block((), Branch(test, then, otherwise)) if ahead and not loads_of(test.left) and not loads_of(test.right):
+            outcome = decide(test, facts)
+            ways = [(then, True), (otherwise, False)] if outcome is None else [(then if outcome else otherwise, outcome)]
+            return set().union(*(_ends(blocks, way, _with(facts, test, holds), ahead - 1) for way, holds in ways))
+    return {label}
 
 
 def decide(test: Test, facts: Facts) -> bool | None:

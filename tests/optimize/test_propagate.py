@@ -30,8 +30,23 @@ GRAPHS = [
     ("but what is read once", "0: A := (length sub 5); return (A mul 3)", "0: A := (length sub 5); return ((length sub 5) mul 3)"),
     (
         "not what is made of locals that stay",
-        "0: A := (length sub 5); X := (A add 1); return (A mul X)",
-        "0: A := (length sub 5); X := (A add 1); return (A mul X)",
+        "0: A := (length sub 5); X := (A mul 2); return (A mul X)",
+        "0: A := (length sub 5); X := (A mul 2); return (A mul X)",
+    ),
+    (
+        "but a local and a constant",
+        "0: A := (length sub 5); X := (A add 14); return load1[(X add A) + 2]",
+        "0: A := (length sub 5); X := (A add 14); return load1[((A add 14) add A) + 2]",
+    ),
+    (
+        "not once that local is assigned again",
+        "0: A := (length sub 5); X := (A add 14); A := load1[0]; return (X mul A)",
+        "0: A := (length sub 5); X := (A add 14); A := load1[0]; return (X mul load1[0])",
+    ),
+    (
+        "a copy of a local",
+        "0: A := (length sub 5); X := A; length gt 5 ? 1 : 2\n1: return (X mul A)\n2: A := (A mul A); return (X mul A)",
+        "0: A := (length sub 5); X := A; length gt 5 ? 1 : 2\n1: return (A mul A)\n2: A := (A mul A); return (X mul A)",
     ),
     (
         "the value before a local is assigned again",
@@ -67,13 +82,24 @@ def test_graph(before: str, after: str) -> None:
     assert str(propagate(graph_of(before))) == after
 
 
-@pytest.mark.parametrize("text", ["5", "length", "poff", "ancillary4[0xfffff004]", "load2[12]", "((load1[14] and 15) lsh 2)"])
+@pytest.mark.parametrize(
+    "text", ["5", "length", "poff", "ancillary4[0xfffff004]", "load2[12]", "((load1[14] and 15) lsh 2)", "A", "(A add 14)"]
+)
 def test_is_cheap(text: str) -> None:
     assert is_cheap(value_of(text))
 
 
 @pytest.mark.parametrize(
-    "text", ["A", "load2[A]", "(length add 1)", "((load1[A] and 15) lsh 2)", "((load1[14] and 7) lsh 2)", "((load1[14] and 15) lsh 1)"]
+    "text",
+    [
+        "load2[A]",
+        "(length add 1)",
+        "(A sub 1)",
+        "(A add X)",
+        "((load1[A] and 15) lsh 2)",
+        "((load1[14] and 7) lsh 2)",
+        "((load1[14] and 15) lsh 1)",
+    ],
 )
 def test_is_not_cheap(text: str) -> None:
     assert not is_cheap(value_of(text))

@@ -69,6 +69,66 @@ GRAPHS = [
         "0: length gt poff ? 1 : 9\n1: poff gt length ? 8 : 9",
         "0: length gt poff ? 1 : 9\n1: poff gt length ? 8 : 9",
     ),
+    (
+        "a local that is assigned a number",
+        "0: length gt 60 ? 1 : 2\n1: A := 6; goto 3\n2: A := 17; goto 3\n3: A eq 6 ? 8 : 4\n4: A eq 17 ? 7 : 9\n7: return 2",
+        "0: length gt 60 ? 1 : 2\n1: A := 6; goto 8\n2: A := 17; goto 7\n7: return 2",
+    ),
+    (
+        "a local on some ways only",
+        "0: length gt 60 ? 1 : 2\n1: A := 6; goto 3\n2: A := tproto; goto 3\n3: A eq 6 ? 8 : 9",
+        "0: length gt 60 ? 1 : 2\n1: A := 6; goto 8\n2: A := tproto; goto 3\n3: A eq 6 ? 8 : 9",
+    ),
+    (
+        "a local, until it is assigned again",
+        "0: A := 6; length gt 60 ? 1 : 9\n1: A := (A add tproto); A eq 6 ? 8 : 9",
+        "0: A := 6; length gt 60 ? 1 : 9\n1: A := (A add tproto); A eq 6 ? 8 : 9",
+    ),
+    (
+        "a local that one of several numbers was assigned to",
+        "0: length gt 60 ? 1 : 2\n1: A := 6; goto 3\n2: A := 17; goto 3\n3: X := nproto; A gt 17 ? 8 : 4\n4: A eq 6 ? 9 : 7\n7: return X",
+        "0: length gt 60 ? 1 : 2\n1: A := 6; goto 3\n2: A := 17; goto 3\n3: X := nproto; goto 4\n4: A eq 6 ? 9 : 7\n7: return X",
+    ),
+    (
+        "a test of a local that both sides told",
+        "0: A := poff; A eq 6 ? 1 : 9\n1: X := 1; A eq 6 ? 7 : 8\n7: return X",
+        "0: A := poff; A eq 6 ? 1 : 9\n1: X := 1; goto 7\n7: return X",
+    ),
+    (
+        "a test whose outcomes meet",
+        "0: length gt 60 ? 1 : 2\n1: nproto eq 5 ? 3 : 3\n2: A := 1; goto 8\n3: A := 2; goto 9",
+        "0: length gt 60 ? 3 : 2\n2: A := 1; goto 8\n3: A := 2; goto 9",
+    ),
+    (
+        "behind an empty block",
+        "0: length gt 60 ? 1 : 2\n1: nproto eq 5 ? 3 : 4\n2: A := 1; goto 8\n3: A := 2; goto 9\n4: goto 3",
+        "0: length gt 60 ? 3 : 2\n2: A := 1; goto 8\n3: A := 2; goto 9",
+    ),
+    (
+        "behind a test whose outcome is known then",
+        "0: length gt 60 ? 1 : 2\n1: tproto eq 5 ? 4 : 3\n2: A := 1; goto 8\n3: A := 2; goto 9\n4: tproto gt 5 ? 8 : 3",
+        "0: length gt 60 ? 3 : 2\n2: A := 1; goto 8\n3: A := 2; goto 9",
+    ),
+    (
+        "behind another test whose outcomes meet",
+        "0: length gt 60 ? 1 : 2\n1: tproto eq 5 ? 4 : 3\n2: A := 1; goto 8\n3: A := 2; goto 9\n4: nproto gt 5 ? 3 : 3",
+        "0: length gt 60 ? 3 : 2\n2: A := 1; goto 8\n3: A := 2; goto 9",
+    ),
+    (
+        "not if they do not all meet",
+        "0: length gt 60 ? 1 : 2\n1: tproto eq 5 ? 4 : 3\n2: A := 1; goto 8\n3: A := 2; goto 9\n4: nproto gt 5 ? 2 : 3",
+        "0: length gt 60 ? 1 : 2\n1: tproto eq 5 ? 4 : 3\n2: A := 1; goto 8\n3: A := 2; goto 9\n4: nproto gt 5 ? 2 : 3",
+    ),
+    (
+        "not a test that can reject the packet",
+        "0: length gt 60 ? 1 : 2\n1: load1[70] eq 5 ? 3 : 3\n2: A := 1; goto 8\n3: A := 2; goto 9",
+        "0: length gt 60 ? 1 : 2\n1: load1[70] eq 5 ? 3 : 3\n2: A := 1; goto 8\n3: A := 2; goto 9",
+    ),
+    (
+        "nor past a block that assigns",
+        "0: length gt 60 ? 1 : 2\n1: nproto eq 5 ? 3 : 4\n2: A := 1; goto 8\n3: A := 2; goto 9\n4: X := 2; goto 3",
+        "0: length gt 60 ? 1 : 2\n1: nproto eq 5 ? 3 : 4\n2: A := 1; goto 8\n3: A := 2; goto 9\n4: X := 2; goto 3",
+    ),
 ]
 
 
@@ -193,3 +253,10 @@ def test_chains_of_tests_of_one_value() -> None:
                 keys = type(keys)(nproto=nproto, tproto=tproto)
                 assert evaluate(threaded, packet, None, keys) == evaluate(cfg, packet, None, keys), (str(cfg), keys)
     assert fewer > 120
+
+
+def test_long_chains_of_empty_blocks() -> None:
+    """Behind a test that is looked at ahead, and as far as it wants."""
+    lines = [f"{label}: goto {label + 1}" for label in range(3, 5000)]
+    cfg = graph_of("\n".join(["0: length gt 60 ? 1 : 2", "1: nproto eq 5 ? 3 : 2", "2: A := 1; return A", *lines, "5000: goto 2"]))
+    assert str(thread_jumps(cfg)) == "0: length gt 60 ? 2 : 2\n2: A := 1; return A"
