@@ -87,7 +87,7 @@ def _compile(options: argparse.Namespace) -> int:
     return 0
 
 
-_RUN_ANYWHERE = "-t classic gives a program that every kernel runs"
+_RUN_ANYWHERE = "-t classic gives a program without them"
 
 
 def _expression(options: argparse.Namespace) -> str:

@@ -125,6 +125,8 @@ def _placed(error: FilterError, expression: str, linktype: int, snaplen: int, ne
     if error.span is not None:
         # A place in the text with markers is none for the user.
         return error if error.expression == expression else FilterError(error.message, expression, Span(0, len(expression)))
+    if not expression.strip():
+        return error
     tree = parse(expression)  # a syntax error is raised here, in our words
     terms = list(standard_terms(tree, expression))
 

@@ -82,7 +82,7 @@ Value: TypeAlias = Name | Number | Ipv4 | Ipv6 | Mac | Arcnet
 class Qualifiers:
     """The qualifiers before a value; None where one is not written.
 
-    `protocol` is libpcap's word (`ether` for all of ether, link, ppp, slip, fddi, tr, wlan), `direction` one of
+    `protocol` is libpcap's word (`ether` for both ether and link), `direction` one of
     src, dst, "src or dst", "src and dst", ra, ta, addr1 to addr4, and `kind` one of host, net, port, portrange, proto,
     protochain, gateway, tproto, nproto.
     """

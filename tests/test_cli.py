@@ -117,7 +117,7 @@ def misused(capsys: Capsys, *arguments: str) -> str:
 
 # ---- compile ----
 
-NOTE = "pcapext: note: a stock kernel refuses {}; -t classic gives a program that every kernel runs\n"
+NOTE = "pcapext: note: a stock kernel refuses {}; -t classic gives a program without them\n"
 
 
 @pytest.mark.tools("tcpdump")

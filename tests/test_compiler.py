@@ -673,3 +673,8 @@ def test_short_programs(text: str, most: int) -> None:
 def test_public_names() -> None:
     assert pcapext.compile is compile
     assert libpcap_matches("udp", ETHERNET_IP_UDP, 1)
+
+
+def test_link_type_that_libpcap_does_not_know_is_no_fault_of_an_empty_filter() -> None:
+    with pytest.raises(FilterError, match="unknown data link type 9999"):
+        compile("", linktype=9999)
