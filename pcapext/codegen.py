@@ -30,6 +30,7 @@ from pcapext.cfg import (
     Operator,
     Test,
     Value,
+    maximum,
     rewrite,
     rewrite_end,
 )
@@ -206,7 +207,7 @@ class _Generator:
                     # TCP's data offset can point past the end. All other keys are places in the packet.
                     yield Test(Comparison.GE, Length(), base), True
                 behind_base = Binary(Operator.SUB, Length(), base)
-                if _bound(index) > _NO_OVERFLOW:
+                if maximum(offset) > _NO_OVERFLOW:
                     # An index past the end, before the sum below can wrap around.
                     yield Test(Comparison.GE, behind_base, offset), True
                 end = Const(offset.value + size & U32) if isinstance(offset, Const) else Binary(Operator.ADD, offset, Const(size))
@@ -216,25 +217,3 @@ class _Generator:
                 yield from self.guards(right)
             case Negate(operand):
                 yield from self.guards(operand)
-
-
-def _bound(arithmetic: Arithmetic) -> int:
-    """A number that the arithmetic's never exceeds."""
-    match arithmetic:
-        case Number(number):
-            return number
-        case KeyValue(_, key) if key != "lhoff":
-            return 0x1FFFF
-        case Access(_, _, _, 1 | 2 as size):
-            return (1 << 8 * size) - 1
-        case BinaryArithmetic("&", left, right):
-            return min(_bound(left), _bound(right))
-        case BinaryArithmetic("+", left, right):
-            return min(_bound(left) + _bound(right), U32)
-        case BinaryArithmetic("<<", left, Number(count)):
-            return min(_bound(left) << count, U32)
-        case BinaryArithmetic("*", left, right):
-            return min(_bound(left) * _bound(right), U32)
-        case BinaryArithmetic("/" | ">>", left, _):
-            return _bound(left)
-    return U32

@@ -56,8 +56,8 @@ HEADERS = {
 #: The value of a base key that says that there is no such header. `nhoff` has none: offset 0 is a place.
 ABSENT = {"lhoff": NO_ETHERNET, "thoff": 0, "poff": 0}
 
-#: IP protocols that the walk steps over, so that `tproto` is none of them: hop-by-hop options, routing, fragment and
-#: destination options headers (RFC 8200 section 4) and AH (RFC 4302).
+#: IP protocols that the walk steps over, so that `tproto` is one of them only where the walk ends on it: hop-by-hop options,
+#: routing, fragment and destination options headers (RFC 8200 section 4) and AH (RFC 4302).
 STEPPED_OVER = frozenset({0, 43, 44, 51, 60})
 
 #: IP protocols whose header begins with a source and a destination port, of those that `port` is about.

@@ -327,11 +327,12 @@ class Unroller:
     def later_fragment(self, tproto: Value) -> Label:
         """A fragment that is not the first: what stands behind the headers is all payload."""
         there = self.exit(tproto=tproto, thoff=Const(0), poff=self.here.at(0))
-        return self.in_packet(there, self.exit(tproto=tproto, thoff=Const(0), poff=Const(0)))
+        return self.in_packet(self.here, there, self.exit(tproto=tproto, thoff=Const(0), poff=Const(0)))
 
-    def in_packet(self, then: Label, otherwise: Label) -> Label:
-        """`then` if the place of the header at hand, moved by a length that the packet says, is in the packet."""
-        return self.jumped(H, self.needs(self.here, 0, then, otherwise), otherwise)
+    def in_packet(self, place: Place, then: Label, otherwise: Label) -> Label:
+        """`then` if a place whose base was moved by a length that the packet says is in the packet."""
+        assert place.base is not None
+        return self.jumped(place.base, self.needs(place, 0, then, otherwise), otherwise)
 
     def ipv6(self, level: int, place: Place) -> Label:
         cut = self.exit(tproto=Const(0), thoff=Const(0), poff=Const(0))
@@ -375,7 +376,7 @@ class Unroller:
                     tproto, {number: self.state(self.ip_tunnel, level, row, number) for number, row in tunnels.items()}, plain
                 )
                 then = self.switch(tproto, [(table.TCP, plain), (table.UDP, self.state(self.udp, level))], rest)
-        return self.in_packet(then, self.exit(tproto=tproto, thoff=Const(0), poff=Const(0)))
+        return self.in_packet(self.here, then, self.exit(tproto=tproto, thoff=Const(0), poff=Const(0)))
 
     def plain(self, tproto: Value) -> Label:
         """The end of the walk at a transport header."""
@@ -438,7 +439,7 @@ class Unroller:
             skipped = self.assign(
                 ENTERED,
                 self.end(self.in_tunnel, prefix.length),
-                self.jumped(ENTERED, self.needs(self.in_tunnel, 0, then, carrier), carrier),
+                self.in_packet(self.in_tunnel, then, carrier),
             )
             skip = self.needs(self.in_tunnel, prefix.length.fixed, skipped, carrier)
             test = self.branch(Test(Comparison.EQ, self.in_tunnel.read(prefix.test.field), Const(prefix.test.value)), skip, then)
@@ -456,7 +457,7 @@ class Unroller:
             if row.extensions:
                 chain = self.state(self.extension_chain, level, row, place, 0, carrier)
                 then = self.branch(Test(Comparison.SET, *_masked(place, row.extensions.flag)), chain, then)
-            then = self.with_length(row, place, then)
+            then = self.assign(ENTERED, self.end(place, row.length), then)
             flags = [part.flag for part in row.length.parts if isinstance(part, IfSet)]
             if len(flags) == len(row.length.parts) and not row.extensions and len({(flag.offset, flag.size) for flag in flags}) == 1:
                 # No optional part is there, the usual case: all lengths are constants.
@@ -465,10 +466,6 @@ class Unroller:
         if row.requires:
             then = self.branch(Test(Comparison.EQ, place.read(row.requires.field), Const(row.requires.value)), then, carrier)
         return self.needs(place, row.length.fixed, then, carrier) if row.length.fixed else then
-
-    def with_length(self, row: Encapsulation, place: Place, then: Label) -> Label:
-        """Put the end of a header, but for its chain of extensions, into `ENTERED`."""
-        return self.assign(ENTERED, self.end(place, row.length), then)
 
     def end(self, place: Place, length: HeaderLength) -> Value:
         """14 bytes before the end of the header at a place."""
@@ -492,13 +489,13 @@ class Unroller:
             more = carrier
         else:
             again = self.state(self.extension_chain, level, row, place, passed + 1, carrier)
-            moved = self.jumped(ENTERED, self.needs(self.in_tunnel, 0, again, carrier), carrier)
+            moved = self.in_packet(self.in_tunnel, again, carrier)
             (part,) = chain.length.parts
             assert isinstance(part, Counted)
             skip = self.assign(ENTERED, self.end(self.in_tunnel, chain.length), moved)
             more = self.needs(self.in_tunnel, chain.length.fixed, self.equal(self.in_tunnel.read(part.count), 0, carrier, skip), carrier)
         tested = self.equal(kind, 0, done, more)
-        return self.jumped(ENTERED, self.needs(self.in_tunnel, 0, tested, carrier), carrier) if passed == 0 else tested
+        return self.in_packet(self.in_tunnel, tested, carrier) if passed == 0 else tested
 
     def behind_header(self, level: int, row: Encapsulation, place: Place, end: Place, carrier: Label) -> Label:
         """What follows the header at a place, at `end`, into the next level."""
