@@ -237,7 +237,7 @@ class _Writer:
     def block(self, block: Block, following: Label | None, live_after: Set[Local]) -> None:
         for index, (local, value) in enumerate(block.assignments):
             rest = Block(block.assignments[index + 1 :], block.end)
-            self.live, self.reads = live_before(rest, live_after), _reads(value)
+            self.live, self.reads = live_before(rest, live_after) - {local}, _reads(value)
             self.assign(local, value, self.next_base(rest))
         self.live, self.reads = live_after, _reads(*Block((), block.end).values)
         match block.end:
@@ -268,7 +268,6 @@ class _Writer:
             self.to_a(value)
             self.reads.clear()
         # Now the old value of the local is needed no more, and what was computed from it is not computed from the new one.
-        self.live -= {local}
         if through_x:
             self.to_x(value)
         self.memory.discard(local)
