@@ -13,10 +13,10 @@ from pcapext.encapsulation import (
     ENCAPSULATION_NAMES,
     ENCAPSULATIONS,
     LINK_LAYERS,
-    SettingsError,
     TunnelPorts,
     WalkSettings,
 )
+from pcapext.errors import SettingsError
 from pcapext.layout import Counted, Equals, Field, Identifier, IfSet, Length
 
 NAMES = "vlan qinq mpls pppoe ipip 6in4 4in6 6in6 gre nvgre erspan etherip vxlan vxlan-gpe geneve gtpu teredo nsh"
