@@ -100,7 +100,7 @@ LINK_LAYER_BY_NUMBER = {row.linktype: row for row in LINK_LAYERS}
 _CHECKSUM, _KEY, _SEQUENCE = Field(0, 2, 0x8000), Field(0, 2, 0x2000), Field(0, 2, 0x1000)
 _VLAN_ID = Identifier("VLAN id", Field(0, 2, 0x0FFF))
 _VNI = Field(4, 4, 0xFFFFFF00, 8)
-#: Next Protocol of VXLAN-GPE (draft-ietf-nvo3-vxlan-gpe 3) and of NSH (RFC 8300 2.2), which agree.
+#: Next Protocol of NSH (RFC 8300 2.2) and VXLAN-GPE (draft-ietf-nvo3-vxlan-gpe 3.2, whose version 04 has MPLS, but not version 12).
 _NEXT_PROTOCOLS = ((1, IPV4), (2, IPV6), (3, ETHERNET), (4, NSH), (5, MPLS))
 
 ENCAPSULATIONS: tuple[Encapsulation, ...] = (
@@ -215,7 +215,7 @@ ENCAPSULATIONS: tuple[Encapsulation, ...] = (
     Encapsulation(
         "erspan-1",
         "ERSPAN type I",
-        "draft-foschiano-erspan-03",
+        "draft-foschiano-erspan-03 4.1",
         words=("erspan",),
         gre_protocols=(0x88BE,),
         gre_test=Equals(_SEQUENCE, 0),
@@ -224,7 +224,7 @@ ENCAPSULATIONS: tuple[Encapsulation, ...] = (
     Encapsulation(
         "erspan-2",
         "ERSPAN type II",
-        "draft-foschiano-erspan-03",
+        "draft-foschiano-erspan-03 4.2",
         words=("erspan",),
         gre_protocols=(0x88BE,),
         gre_test=Equals(_SEQUENCE, 0x1000),
@@ -235,7 +235,7 @@ ENCAPSULATIONS: tuple[Encapsulation, ...] = (
     Encapsulation(
         "erspan-3",
         "ERSPAN type III",
-        "draft-foschiano-erspan-03",
+        "draft-foschiano-erspan-03 4.3",
         words=("erspan",),
         gre_protocols=(0x22EB,),
         # Frame type 0: an Ethernet frame.
@@ -259,7 +259,7 @@ ENCAPSULATIONS: tuple[Encapsulation, ...] = (
     Encapsulation(
         "vxlan-gpe",
         "VXLAN-GPE",
-        "draft-ietf-nvo3-vxlan-gpe 3",
+        "draft-ietf-nvo3-vxlan-gpe-12 3.1, 3.2",
         words=("vxlan-gpe",),
         ports="vxlan-gpe",
         requires=Equals(Field(0, 1, 0x04), 0x04),
