@@ -9,10 +9,12 @@ Out: a line for each program, a block of lines for each expression, and the whol
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pcapext
+from benchmarks import BENCHMARKS
 from benchmarks.frames import NAMES, frames
 from pcapext import FilterError, Program
 from pcapext.compiler import TARGETS
@@ -140,6 +142,25 @@ def block(linktype: str, expression: str, targets: tuple[str, ...] = TARGETS) ->
     if asked is not None:
         lines.append(compiled("  libpcap", asked, linktype))
     return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Counting:
+    """A benchmark that counts: what it is called, and what makes the programs."""
+
+    name: str
+    setup: Callable[[], Mapping[str, Program]]
+
+    def report(self) -> str:
+        packets = frames("EN10MB")
+        return "\n".join([heading(self.name, packets), *(line(f"  {name}", program, packets) for name, program in self.setup().items())])
+
+
+def counting(setup: Callable[[], Mapping[str, Program]]) -> Callable[[], Mapping[str, Program]]:
+    """Mark a function that returns programs for EN10MB as a benchmark that counts; its name is the benchmark's."""
+    name = setup.__name__.replace("_", "-")
+    BENCHMARKS[name] = Counting(name, setup)
+    return setup
 
 
 def table() -> str:
