@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 
 IPV4, IPV6, ARP, VLAN, SERVICE_VLAN, MPLS, PPPOE, ETHERNET = 0x0800, 0x86DD, 0x0806, 0x8100, 0x88A8, 0x8847, 0x8864, 0x6558
-TCP, UDP, IPIP, GRE, HOP_BY_HOP, FRAGMENT, DESTINATION_OPTIONS = 6, 17, 4, 47, 0, 44, 60
+TCP, UDP, IPIP, GRE, HOP_BY_HOP, DESTINATION_OPTIONS = 6, 17, 4, 47, 0, 60
 
 MACS = bytes.fromhex("020000000001 020000000002")
 INNER, OUTER = bytes.fromhex("0a000001 0a000002"), bytes.fromhex("c0000201 c0000202")
@@ -73,7 +73,6 @@ def gtpu(teid: int, payload: bytes) -> bytes:
 
 _WEB, _WEB6 = ipv4(TCP, tcp(80)), ipv6(TCP, tcp(80))
 _FRAME = ethernet(IPV4, _WEB)
-_IN_VXLAN = ipv4(UDP, vxlan(42, _FRAME), OUTER)
 
 #: EtherType and what follows it, by name.
 _PACKETS: dict[str, tuple[int, bytes]] = {
@@ -88,7 +87,7 @@ _PACKETS: dict[str, tuple[int, bytes]] = {
     "pppoe": (PPPOE, struct.pack("!BBHHH", 0x11, 0, 5, 2 + len(_WEB), 0x0021) + _WEB),
     "ipip": (IPV4, ipv4(IPIP, _WEB, OUTER)),
     "gre": (IPV4, ipv4(GRE, struct.pack("!HH", 0, IPV4) + _WEB, OUTER)),
-    "vxlan": (IPV4, _IN_VXLAN),
+    "vxlan": (IPV4, ipv4(UDP, vxlan(42, _FRAME), OUTER)),
     "geneve": (IPV4, ipv4(UDP, geneve(42, _FRAME), OUTER)),
     "gtpu": (IPV4, ipv4(UDP, gtpu(7, _WEB), OUTER)),
     # Three tunnels: NVGRE over IPv6, in it VXLAN, in that IP in IP.

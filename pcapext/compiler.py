@@ -49,8 +49,8 @@ def compile(
 
     The others are settings of the walk through the headers (LANGUAGE.md 5), kept in the program; None is the usual value. `tunnel_ports`
     has UDP ports by the name of the tunnel: tunnels that it does not name keep theirs, an empty list turns one off.
-    `max_levels` (4) is how many levels are walked, 1 to 16; then at the most 0 to 16 `vlan_tags` (3), `mpls_labels` (6),
-    `extension_headers` (4) and `gtpu_extensions` (2) in each level.
+    `max_levels` (4), 1 to 16, is how many levels are walked; `vlan_tags` (3), `mpls_labels` (6), `extension_headers` (4) and
+    `gtpu_extensions` (2), each 0 to 16, are how many of these are walked in a level.
 
     Raises `FilterError`, which shows the place, for an expression without a program, `SettingsError` for a setting that is unknown or
     out of range, and `LibpcapError` where libpcap is missing or does not know the link type.
