@@ -153,11 +153,11 @@ def _compile_extended(
         cfg = improve(cfg)
         if cfg.blocks[cfg.entry] == REJECT:
             raise FilterError("expression rejects all packets", expression, Span(0, len(expression)))
-    if target != "classic":
-        return _checked_length(assemble(cfg)), target
-    # Not left to `optimize`: what `lower` makes is meant for the passes, and too long for any kernel without them.
     walk = settings or DEFAULT_SETTINGS
-    return _checked_length(assemble(improve(lower(cfg, LINK_LAYER_BY_NUMBER[linktype], walk))), walk), target
+    if target == "classic":
+        # Not left to `optimize`: what `lower` makes is meant for the passes, and too long for any kernel without them.
+        cfg = improve(lower(cfg, LINK_LAYER_BY_NUMBER[linktype], walk))
+    return _checked_length(assemble(cfg), walk if target == "classic" else None), target
 
 
 def _placed(error: FilterError, expression: str, linktype: int, snaplen: int, netmask: int | None) -> FilterError:
