@@ -11,7 +11,7 @@ is known: what they hold at the end of every block before it. A value that is al
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -22,7 +22,6 @@ from operator import or_
 from pcapext import bpf
 from pcapext.bpf import MEMORY_SLOTS, Instruction, kernel_fault
 from pcapext.cfg import (
-    REJECT,
     VOID,
     Ancillary,
     Binary,
@@ -133,14 +132,17 @@ def _layout(cfg: Cfg) -> list[Label]:
     predecessors, number = cfg.predecessors, {label: index for index, label in enumerate(cfg.labels)}
     to_place = {label: len(block.targets) for label, block in cfg.blocks.items()}
     order: list[Label] = []
+    labels = cfg.labels
     # The numbers of the blocks whose followers are all placed; the next one is the last.
     ready = sorted((_rank(block), number[label]) for label, block in cfg.blocks.items() if not block.targets)
     while ready:
-        before = [label for label in predecessors[order[-1]] if isinstance(cfg.blocks[label].end, Goto)] if order else []
-        best = max((label for label in before if (0, number[label]) in ready), key=lambda label: (often[label], -number[label]), default=None)
-        _, at = ready.pop(-1 if best is None else ready.index((0, number[best])))
-        label = cfg.labels[at]
+        followed = predecessors[order[-1]] if order else []
+        before = [label for label in followed if to_place[label] == 0 and isinstance(cfg.blocks[label].end, Goto)]
+        best = max(before, key=lambda label: (often[label], -number[label]), default=None)
+        _, at = ready.pop(-1 if best is None else bisect_left(ready, (0, number[best])))
+        label = labels[at]
         order.append(label)
+        to_place[label] = -1
         for pred in predecessors[label]:
             to_place[pred] -= 1
             if to_place[pred] == 0:

@@ -728,7 +728,7 @@ def test_arguments_that_are_no_text() -> None:
 
 #: What compiling has no use for; each takes milliseconds to load.
 NOT_FOR_COMPILE = {
-    *("json", "pathlib", "ipaddress", "datetime", "threading", "tempfile", "importlib.metadata", "bisect"),
+    *("json", "pathlib", "ipaddress", "datetime", "threading", "tempfile", "importlib.metadata"),
     *(
         "pcapext.capture",
         "pcapext.pcap_handles",
