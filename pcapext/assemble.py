@@ -88,10 +88,17 @@ class _Jump:
 
 def assemble(cfg: Cfg) -> tuple[Instruction, ...]:
     """The program of a graph. Raises `FilterError` where 16 slots of M[] are not enough."""
-    slots = _allocate(cfg)
+    slots, order = _allocate(cfg), _layout(cfg)
+    written = _write(cfg, slots, order, {})
+    if early := _early(cfg, written):
+        written = _write(cfg, slots, order, early)
+    return _write_before_reads(_resolve_jumps([(label, written[label].code) for label in order]))
+
+
+def _write(cfg: Cfg, slots: Mapping[Local, int], order: Sequence[Label], early: Mapping[Label, Set[Local]]) -> dict[Label, _Writer]:
+    """The code of each block. `early`: locals to store at the end of a block, since blocks behind it would do so."""
     bases = _bases(cfg)
     predecessors = cfg.predecessors
-    order = _layout(cfg)
     after = liveness(cfg)
     written: dict[Label, _Writer] = {}
     for label, following in zip(order, [*order[1:], None], strict=True):
@@ -100,11 +107,25 @@ def assemble(cfg: Cfg) -> tuple[Instruction, ...]:
         a, x = (frozenset.intersection(*held) if held else _NOTHING for held in ([w.a for w in before], [w.x for w in before]))
         for local in _in_order(live_before(block, after[label]) - a - x):
             for writer in before:
-                writer.save(local, at_end=True)
+                writer.save_at_end(local)
         memory = set.intersection(*(writer.memory for writer in before)) if before else set()
         written[label] = _Writer(cfg.blocks, slots, bases, max(slots.values(), default=-1) + 1, a, x, memory)
         written[label].block(block, following, after[label])
-    return _write_before_reads(_resolve_jumps([(label, written[label].code) for label in order]))
+        for local in _in_order(early.get(label, frozenset())):
+            written[label].save_at_end(local)
+    return written
+
+
+def _early(cfg: Cfg, written: Mapping[Label, _Writer]) -> dict[Label, set[Local]]:
+    """The locals that are better stored at the end of a block than at the end of each of those behind it."""
+    stored: dict[Label, set[Local]] = {}
+    for label in reversed(cfg.labels):
+        writer, targets = written[label], set(cfg.blocks[label].targets)
+        behind = set.intersection(*(stored.get(target, set()) for target in targets)) if len(targets) > 1 else set()
+        locals_ = writer.stored_at_end | {local for local in behind if local in writer.a or local in writer.x}
+        if locals_:
+            stored[label] = locals_
+    return stored
 
 
 def _bases(cfg: Cfg) -> set[Local]:
@@ -200,6 +221,7 @@ class _Writer:
     memory: set[Local]
     live: Set[Local] = frozenset()
     reads: Counter[Local] = field(default_factory=Counter)
+    stored_at_end: set[Local] = field(default_factory=set)
     code: list[Instruction | _Jump] = field(default_factory=list)
     temporaries: int = 0
 
@@ -220,16 +242,19 @@ class _Writer:
         self.emit(code, k)
         self.x = values
 
-    def save(self, local: Local, at_end: bool = False) -> None:
-        """Store a local in its slot unless it is there; `at_end`: when the block is written, before it jumps."""
-        if local in self.memory:
-            return
-        self.memory.add(local)
-        store = Instruction(bpf.STX if local in self.x else bpf.ST, k=self.slots[local])
-        if at_end and self.code and isinstance(self.code[-1], _Jump):
-            self.code.insert(-1, store)
-        else:
-            self.code.append(store)
+    def save(self, local: Local) -> None:
+        """Store a local in its slot unless it is there."""
+        if local not in self.memory:
+            self.memory.add(local)
+            self.emit(bpf.STX if local in self.x else bpf.ST, self.slots[local])
+
+    def save_at_end(self, local: Local) -> None:
+        """The same when the block is written, before it jumps."""
+        if local not in self.memory:
+            self.stored_at_end.add(local)
+            jump = [self.code.pop()] if self.code and isinstance(self.code[-1], _Jump) else []
+            self.save(local)
+            self.code += jump
 
     @property
     def wanted(self) -> Set[Local]:
