@@ -15,13 +15,14 @@ from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import lru_cache, reduce
 from itertools import count
 from operator import or_
 
 from pcapext import bpf
 from pcapext.bpf import MEMORY_SLOTS, Instruction, kernel_fault
 from pcapext.cfg import (
+    REMEMBERED,
     VOID,
     Ancillary,
     Binary,
@@ -42,7 +43,9 @@ from pcapext.cfg import (
     Value,
     live_before,
     liveness,
+    locals_of,
     parts,
+    read_at_end,
 )
 from pcapext.errors import FilterError
 from pcapext.flowkeys import KEY_BY_NAME
@@ -88,18 +91,20 @@ class _Jump:
 
 def assemble(cfg: Cfg) -> tuple[Instruction, ...]:
     """The program of a graph. Raises `FilterError` where 16 slots of M[] are not enough."""
-    slots, order = _allocate(cfg), _layout(cfg)
-    written = _write(cfg, slots, order, {})
+    after = liveness(cfg)
+    slots, order = _allocate(cfg, after), _layout(cfg)
+    written = _write(cfg, slots, order, after, {})
     if early := _early(cfg, written):
-        written = _write(cfg, slots, order, early)
+        written = _write(cfg, slots, order, after, early)
     return _write_before_reads(_resolve_jumps([(label, written[label].code) for label in order]))
 
 
-def _write(cfg: Cfg, slots: Mapping[Local, int], order: Sequence[Label], early: Mapping[Label, Set[Local]]) -> dict[Label, _Writer]:
+def _write(
+    cfg: Cfg, slots: Mapping[Local, int], order: Sequence[Label], after: Mapping[Label, Set[Local]], early: Mapping[Label, Set[Local]]
+) -> dict[Label, _Writer]:
     """The code of each block. `early`: locals to store at the end of a block, since blocks behind it would do so."""
     bases = _bases(cfg)
     predecessors = cfg.predecessors
-    after = liveness(cfg)
     written: dict[Label, _Writer] = {}
     for label, following in zip(order, [*order[1:], None], strict=True):
         block = cfg.blocks[label]
@@ -136,7 +141,7 @@ def _bases(cfg: Cfg) -> set[Local]:
 
 def _in_order(locals_: Set[Local]) -> list[Local]:
     """Locals in an order that does not depend on their hashes."""
-    return sorted(locals_, key=lambda local: local.name)
+    return sorted(locals_, key=lambda local: local.name) if len(locals_) > 1 else [*locals_]
 
 
 def _layout(cfg: Cfg) -> list[Label]:
@@ -181,14 +186,14 @@ def _rank(block: Block) -> int:
     return 0
 
 
-def _allocate(cfg: Cfg) -> dict[Local, int]:
+def _allocate(cfg: Cfg, after: Mapping[Label, Set[Local]]) -> dict[Local, int]:
     """A slot of M[] for each local; two locals share one where no block needs both."""
-    after = liveness(cfg)
-    neighbours: dict[Local, set[Local]] = {}
+    needed = set()
     for label, block in cfg.blocks.items():
         assigned = {local for local, _ in block.assignments if local != VOID}
-        read = {part for value in block.values for part in parts(value) if isinstance(part, Local)}
-        together = after[label] | assigned | read
+        needed.add(frozenset(after[label]).union(assigned, *map(locals_of, block.values)))
+    neighbours: dict[Local, set[Local]] = {}
+    for together in needed:
         for local in together:
             neighbours.setdefault(local, set()).update(together - {local})
     slots: dict[Local, int] = {}
@@ -262,10 +267,12 @@ class _Writer:
         return self.live | {local for local, count in self.reads.items() if count > 0}
 
     def block(self, block: Block, following: Label | None, live_after: Set[Local]) -> None:
+        lives = [live_after | read_at_end(block)]  # behind each assignment
+        for local, value in reversed(block.assignments[1:]):
+            lives.append(lives[-1] - {local} | locals_of(value))
         for index, (local, value) in enumerate(block.assignments):
-            rest = Block(block.assignments[index + 1 :], block.end)
-            self.live, self.reads = live_before(rest, live_after) - {local}, _reads(value)
-            self.assign(local, value, self.next_base(rest))
+            self.live, self.reads = lives[-1 - index] - {local}, _reads(value)
+            self.assign(local, value, self.next_base(Block(block.assignments[index + 1 :], block.end)))
         self.live, self.reads = live_after, _reads(*Block((), block.end).values)
         match block.end:
             case Goto(target):
@@ -291,7 +298,7 @@ class _Writer:
             return
         # X is the place for it, unless what X holds is wanted first.
         through_x = local in self.bases and (next_base == local or next_base not in self.x)
-        if not (through_x and loads_x(value)):
+        if not (through_x and (value in self.x or loads_x(value))):
             self.to_a(value)
             self.reads.clear()
         # Now the old value of the local is needed no more, and what was computed from it is not computed from the new one.
@@ -299,7 +306,7 @@ class _Writer:
             self.to_x(value)
         self.memory.discard(local)
         self.a, self.x = (
-            frozenset(held for held in register if local not in parts(held)) | ({local} if value in register else _NOTHING)
+            frozenset(held for held in register if local not in locals_of(held)) | ({local} if value in register else _NOTHING)
             for register in (self.a, self.x)
         )
 
@@ -453,6 +460,7 @@ def loads_x(value: Value) -> bool:
     return isinstance(value, (Const, Length, Local)) or _header_length(value) is not None
 
 
+@lru_cache(REMEMBERED)
 def _header_length(value: Value) -> int | None:
     """The k of the `ldxb 4*([k]&0xf)` that loads a value, if one does."""
     match value:
