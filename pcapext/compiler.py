@@ -106,12 +106,12 @@ def _compile_extended(
         raise FilterError("'protochain' makes a loop, and a filter with extension terms cannot have one", expression, span) from None
     cfg = generate(graph, marked, expression)
     if optimize:
-        cfg = improve(cfg)
+        cfg = improve(cfg, last=target == "flowkeys")
         if cfg.blocks[cfg.entry] == REJECT:
             raise FilterError("expression rejects all packets", expression, Span(0, len(expression)))
     if target == "classic":
         # Not left to `optimize`: what `lower` makes is meant for the passes, and too long for any kernel without them.
-        cfg = improve(lower(cfg, LINK_LAYER_BY_NUMBER[linktype], DEFAULT_SETTINGS))
+        cfg = improve(lower(cfg, LINK_LAYER_BY_NUMBER[linktype], DEFAULT_SETTINGS), first=not optimize)
     return assemble(cfg), target
 
 

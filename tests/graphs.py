@@ -17,6 +17,7 @@ from pcapext.bpf import OPCODE_BY_CODE, Instruction, Operand
 from pcapext.cfg import (
     REJECT,
     VOID,
+    Among,
     Ancillary,
     Binary,
     Block,
@@ -81,6 +82,9 @@ class State:
                 return int.from_bytes(self.packet[first : first + value.size], "big")
             case Binary():
                 return arithmetic(value.operator.value, self.number(value.left), self.number(value.right))
+            case Among():
+                number = self.number(value.value)
+                return int(any(low <= number <= high for low, high in value.ranges))
 
     def holds(self, test: Test) -> bool:
         """The outcome of a test."""
@@ -278,6 +282,8 @@ def locals_in(value: Value) -> Iterator[Local]:
         case Binary():
             yield from locals_in(value.left)
             yield from locals_in(value.right)
+        case Among():
+            yield from locals_in(value.value)
 
 
 def values_in(cfg: Cfg) -> Iterator[Value]:

@@ -1,0 +1,494 @@
+"""Gather: tests of one value that are scattered over a condition come together, as one set of numbers.
+
+In:  a `Cfg` as `lift` and `generate` make it, where what `and`, `or` and `not` said is still to be seen.
+Out: a graph with the same verdicts. Where a condition, of any number of tests that assign nothing in between, compared a value with
+     several numbers for the same purpose, there is one test for all of them: an `Among`, or a few tests where that is enough.
+     Where the numbers decide what is asked next, there are halves.
+
+Blocks are folded into conditions first: a block that only one other can reach, and that shares a target with it, is the second
+operand of an `and` or an `or`. Then each condition is put in order. `and` is seen as `not or not`, so that there is one case:
+alternatives, each a conjunction. Those that begin with the same test become one, which asks the rest of them behind it:
+
+    ip and src 1 or ip and dst 1 or arp or ip and src 2    ->    ip and (src 1 or dst 1 or src 2) or arp
+                                                           ->    ip and (src among 1 2 or dst 1) or arp
+
+This changes the order of alternatives. It may, where none of them can reject the packet: each of their loads was done before, or a
+check of the length guards it. It also may where they exclude each other, since they compare the same value with different numbers.
+Alternatives are split into windows, in which one or the other holds for all but the first, and stay in their windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from pcapext.cfg import (
+    U32,
+    Among,
+    Binary,
+    Block,
+    Branch,
+    Cfg,
+    Comparison,
+    Const,
+    Goto,
+    Label,
+    Length,
+    Load,
+    Operator,
+    Ranges,
+    Test,
+    Value,
+    loads_of,
+    maximum,
+    parts,
+)
+from pcapext.optimize.membership import complement, in_a_row, union, write_search
+
+#: How often `and` and `or` may alternate in one condition: what is deeper is a condition of its own.
+_DEEPEST = 40
+
+#: From how many different continuations on it is worth to halve them.
+_MANY = 5
+
+
+def gather(cfg: Cfg) -> Cfg:
+    """The graph with the tests of each condition gathered."""
+    gatherer = _Gatherer(max(cfg.blocks) + 1)
+    blocks = dict(cfg.blocks)
+    for label, (condition, then, otherwise) in _fold(cfg).items():
+        if isinstance(condition, _Join):
+            gatherer.gained = False
+            tree = gatherer.alternatives(gatherer.parse(_Side(condition, True)), {})
+            if gatherer.gained:
+                first = gatherer.write(tree, then, otherwise)
+                blocks[label] = Block(cfg.blocks[label].assignments, Goto(first))
+    return Cfg(cfg.entry, {**blocks, **gatherer.blocks})
+
+
+# Folding: blocks to conditions.
+
+
+@dataclass(frozen=True, slots=True)
+class _Join:
+    """Whether `left` or `right` holds, if `either`, or both of them. `depth`: how often that alternates in here."""
+
+    either: bool
+    left: _Side
+    right: _Side
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """A condition, or if `holds` is False the opposite."""
+
+    condition: _Condition
+    holds: bool
+
+
+_Condition: TypeAlias = Test | _Join
+
+
+def _fold(cfg: Cfg) -> dict[Label, tuple[_Condition, Label, Label]]:
+    """The blocks that branch, each with its condition and where that leads, without those that are part of another's condition."""
+    ahead: dict[Label, Label] = {}  # past blocks that do nothing
+    ways_in = dict.fromkeys(cfg.blocks, 0)
+    for label in reversed(cfg.labels):
+        match cfg.blocks[label]:
+            case Block((), Goto(target)):
+                ahead[label] = ahead.get(target, target)
+            case block:
+                for target in block.targets:
+                    ways_in[ahead.get(target, target)] += 1
+    ways_in[ahead.get(cfg.entry, cfg.entry)] += 1
+    folded: dict[Label, tuple[_Condition, Label, Label]] = {}
+    for label in reversed(cfg.labels):
+        match cfg.blocks[label].end:
+            case Branch(test, then, otherwise):
+                condition: _Condition = test
+                then, otherwise = ahead.get(then, then), ahead.get(otherwise, otherwise)
+                while True:
+                    for either, second in ((True, otherwise), (False, then)):
+                        if ways_in[second] != 1 or second not in folded or cfg.blocks[second].assignments:
+                            continue
+                        following, second_then, second_otherwise = folded[second]
+                        shared = then if either else otherwise
+                        if shared not in (second_then, second_otherwise):
+                            continue
+                        # Of the second condition, or of its opposite, that outcome leads to `shared` which also the first leads there by.
+                        holds = (second_then if either else second_otherwise) == shared
+                        joined = _join(either, _Side(condition, True), _Side(following, holds))
+                        if joined is None:
+                            continue
+                        condition = joined
+                        further = second_then if (second_otherwise == shared) else second_otherwise
+                        then, otherwise = (shared, further) if either else (further, shared)
+                        ways_in[shared] -= 1
+                        del folded[second]
+                        break
+                    else:
+                        break
+                folded[label] = condition, then, otherwise
+    return folded
+
+
+def _join(either: bool, left: _Side, right: _Side) -> _Join | None:
+    depth = 1
+    for side in (left, right):
+        if isinstance(side.condition, _Join):
+            depth = max(depth, side.condition.depth + ((side.condition.either == side.holds) != either))
+    return _Join(either, left, right, depth) if depth <= _DEEPEST else None
+
+
+def _flatten(side: _Side, either: bool) -> Iterator[_Side]:
+    """The operands, in order, of all the `or`s (if `either`, else `and`s) at the top of a condition."""
+    pending = [side]
+    while pending:
+        side = pending.pop()
+        match side:
+            case _Side(_Join(kind, left, right), holds) if (kind == holds) == either:
+                pending += (_Side(right.condition, right.holds == holds), _Side(left.condition, left.holds == holds))
+            case _:
+                yield side
+
+
+# Conditions in order: alternatives, each of which is a conjunction.
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Literal:
+    """A test: whether a value is among some numbers or, if `ranges` is None, whether `test` has the outcome `holds`.
+
+    There is one object for each literal. `reads` are the ends of the bytes it loads, None if it can also reject the packet
+    otherwise; `checks` how far a packet reaches for which it holds, `denies` one for which it does not.
+    """
+
+    test: Test
+    holds: bool
+    value: Value
+    ranges: Ranges | None
+    reads: tuple[_Place, ...] | None
+    checks: tuple[_Place, ...]
+    denies: tuple[_Place, ...]
+
+
+#: So many bytes behind this base, or behind the begin of the packet.
+_Place: TypeAlias = tuple[Value | None, int]
+_Reach: TypeAlias = dict[Value | None, int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Either:
+    """Alternatives inside of a conjunction."""
+
+    alternatives: tuple[_Conjunction, ...]
+
+
+_Part: TypeAlias = _Literal | _Either
+_Conjunction: TypeAlias = tuple[_Part, ...]
+
+
+# What comes out of it: trees to write.
+
+
+@dataclass(frozen=True, slots=True)
+class _Any:
+    trees: tuple[_Tree, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Behind:
+    """A tree to ask where a literal holds."""
+
+    literal: _Literal
+    tree: _Tree
+
+
+@dataclass(frozen=True, slots=True)
+class _Not:
+    tree: _Tree
+
+
+@dataclass(frozen=True, slots=True)
+class _Switch:
+    """The tree to ask for each number that the value may be."""
+
+    value: Value
+    cases: tuple[tuple[int, _Tree], ...]
+
+
+_Tree: TypeAlias = _Literal | _Any | _Behind | _Not | _Switch
+
+
+@dataclass
+class _Group:
+    """Alternatives that are asked as one: the rest of each, and what is known to be loaded before the first."""
+
+    first: _Part
+    rests: list[_Conjunction] = field(default_factory=list)
+    sets: list[Ranges] = field(default_factory=list)
+    reach: _Reach = field(default_factory=dict)
+
+
+@dataclass
+class _Window:
+    """Groups of alternatives that may change places: either none but the first can reject, or all compare `value` with a number."""
+
+    value: Value | None
+    safe: bool = True
+    groups: dict[object, _Group] = field(default_factory=dict)
+
+
+class _Gatherer:
+    """Puts conditions in order and writes them. `gained` is set where that saves tests."""
+
+    def __init__(self, next_label: Label):
+        self.next_label = next_label
+        self.blocks: dict[Label, Block] = {}
+        self.gained = False
+        self.literals: dict[object, _Literal] = {}
+        self.reads: dict[Value, tuple[_Place, ...] | None] = {}
+
+    # Parsing.
+
+    def parse(self, side: _Side) -> tuple[_Conjunction, ...]:
+        """The alternatives of a condition."""
+        return tuple(tuple(self.part(part) for part in _flatten(alternative, False)) for alternative in _flatten(side, True))
+
+    def part(self, side: _Side) -> _Part:
+        if isinstance(side.condition, Test):
+            return self.literal(side.condition, side.holds)
+        return _Either(self.parse(side))
+
+    def literal(self, test: Test, holds: bool) -> _Literal:
+        key = test, holds
+        if key not in self.literals:
+            value, ranges = _numbers(test)
+            if ranges is not None and not holds:
+                ranges = complement(ranges)
+            reads = self.places(value)
+            if ranges is None and (more := self.places(test.right)) != ():
+                reads = None if reads is None or more is None else (*reads, *more)
+            self.literals[key] = _Literal(test, holds, value, ranges, reads, tuple(_checked(test, holds)), tuple(_checked(test, not holds)))
+        return self.literals[key]
+
+    def places(self, value: Value) -> tuple[_Place, ...] | None:
+        if value not in self.reads:
+            loads = loads_of(value)
+            self.reads[value] = tuple(_end(load) for load in loads if isinstance(load, Load))
+            if not all(isinstance(load, Load) for load in loads):
+                self.reads[value] = None
+        return self.reads[value]
+
+    def opposite(self, part: _Part) -> _Conjunction:
+        """The opposite of a part of a conjunction, as a conjunction."""
+        match part:
+            case _Literal():
+                return (self.literal(part.test, not part.holds),)
+            case _Either(alternatives):
+                return tuple(
+                    self.opposite(each[0])[0] if len(each) == 1 and isinstance(each[0], _Literal) else _Either(self.opposites(each))
+                    for each in alternatives
+                )
+
+    def opposites(self, conjunction: _Conjunction) -> tuple[_Conjunction, ...]:
+        """The opposite of a conjunction, as alternatives."""
+        return tuple(self.opposite(part) for part in conjunction)
+
+    # Gathering.
+
+    def alternatives(self, given: Iterable[_Conjunction], reach: _Reach) -> _Tree:
+        """Alternatives in order. `reach` is how far the packet is known to reach where the first is asked."""
+        known: dict[tuple[_Part, ...], _Reach] = {(): dict(reach)}  # where these parts hold
+        windows: list[_Window] = []
+        pending = [*given][::-1]
+        while pending:
+            conjunction = pending.pop()
+            match conjunction:
+                case (_Either(inner),):
+                    pending += inner[::-1]
+                    continue
+            value = _switched(conjunction)
+            safe = self.is_safe(conjunction, known)
+            if not windows or not (windows[-1].safe and safe) and (value is None or windows[-1].value != value):
+                windows.append(_Window(value))
+            else:
+                windows[-1].safe &= safe
+                if windows[-1].value != value:
+                    windows[-1].value = None
+            self.add(windows[-1], conjunction, known[()])
+            _record(conjunction, (), known)
+        trees = [tree for window in windows for tree in self.trees(window)]
+        return trees[0] if len(trees) == 1 else _Any(tuple(trees))
+
+    def add(self, window: _Window, conjunction: _Conjunction, reach: _Reach) -> None:
+        """Add an alternative to its group."""
+        first, *rest = conjunction
+        key: object = first, bool(rest)
+        if isinstance(first, _Literal) and first.ranges is not None:
+            key = (first.value, first.ranges) if rest else first.value
+        if key not in window.groups:
+            window.groups[key] = _Group(first, reach=dict(reach))
+        group = window.groups[key]
+        group.rests.append(tuple(rest))
+        if isinstance(first, _Literal) and first.ranges is not None:
+            group.sets.append(first.ranges)
+
+    def trees(self, window: _Window) -> Iterator[_Tree]:
+        """The groups of a window."""
+        groups = list(window.groups.values())
+        if window.value is not None and len(groups) >= _MANY:
+            self.gained = True
+            yield _Switch(window.value, tuple((group.sets[0][0][0], self.rest(group)) for group in groups))
+            return
+        for group in groups:
+            match group:
+                case _Group(_Literal(value=value, ranges=ranges) as literal, [(), *more]):
+                    if more and ranges is not None:
+                        self.gained = True
+                        literal = self.among(value, union(group.sets))
+                    yield literal
+                case _Group(first, [rest]):
+                    # A conjunction: no alternative to its opposite holds.
+                    yield _Not(self.alternatives(self.opposites((first, *rest)), group.reach))
+                case _Group(_Literal() as first):
+                    yield _Behind(first, self.rest(group))
+
+    def rest(self, group: _Group) -> _Tree:
+        """What is to be asked behind the first test of a group."""
+        assert isinstance(group.first, _Literal)
+        return self.alternatives(group.rests, _farther(group.reach, (*(group.first.reads or ()), *group.first.checks)))
+
+    def among(self, value: Value, ranges: Ranges) -> _Literal:
+        return _Literal(Test(Comparison.EQ, Among(value, ranges), Const(1)), True, value, ranges, None, (), ())
+
+    def is_safe(self, conjunction: _Conjunction, known: Mapping[tuple[_Part, ...], _Reach]) -> bool:
+        """Whether a conjunction cannot reject a packet, when all before it failed."""
+        return self._is_safe(conjunction, (), {}, known)
+
+    def _is_safe(
+        self, conjunction: _Conjunction, path: tuple[_Part, ...], more: _Reach, known: Mapping[tuple[_Part, ...], _Reach]
+    ) -> bool:
+        for part in conjunction:
+            match part:
+                case _Literal(reads=reads, checks=checks):
+                    if reads is None:
+                        return False
+                    if reads:
+                        reaches = [more, *(known[path[:length]] for length in range(len(path) + 1) if path[:length] in known)]
+                        if any(all(reach.get(base, -1) < end for reach in reaches) for base, end in reads):
+                            return False
+                    path = (*path, part)
+                    if checks:
+                        more = _farther(more, checks)
+                case _Either(alternatives):
+                    if not all(self._is_safe(each, path, more, known) for each in alternatives):
+                        return False
+        return True
+
+    # Writing.
+
+    def add_block(self, block: Block) -> Label:
+        self.blocks[self.next_label] = block
+        self.next_label += 1
+        return self.next_label - 1
+
+    def write(self, tree: _Tree, then: Label, otherwise: Label) -> Label:
+        """Blocks for a tree; the first of them."""
+        match tree:
+            case _Literal(Test(_, Among(value, ranges), _)) if in_a_row(value, ranges):
+                return write_search(value, ranges, then, otherwise, self.add_block)
+            case _Literal(test, holds):
+                return self.add_block(Block((), Branch(test, then, otherwise) if holds else Branch(test, otherwise, then)))
+            case _Any(trees):
+                for each in reversed(trees):
+                    otherwise = self.write(each, then, otherwise)
+                return otherwise
+            case _Behind(literal, behind):
+                return self.write(literal, self.write(behind, then, otherwise), otherwise)
+            case _Not(opposite):
+                return self.write(opposite, otherwise, then)
+            case _Switch(value, cases):
+                targets = sorted((number, self.write(case, then, otherwise)) for number, case in cases)
+                return self.write_switch(value, targets, otherwise)
+
+    def write_switch(self, value: Value, cases: list[tuple[int, Label]], otherwise: Label) -> Label:
+        if len(cases) < _MANY:
+            for number, target in reversed(cases):
+                otherwise = self.add_block(Block((), Branch(Test(Comparison.EQ, value, Const(number)), target, otherwise)))
+            return otherwise
+        middle = len(cases) // 2
+        below, above = self.write_switch(value, cases[:middle], otherwise), self.write_switch(value, cases[middle:], otherwise)
+        return self.add_block(Block((), Branch(Test(Comparison.GE, value, Const(cases[middle][0])), above, below)))
+
+
+def _numbers(test: Test) -> tuple[Value, Ranges | None]:
+    """The value that a test compares with numbers, and those for which it holds; None for another test."""
+    match test:
+        case Test(Comparison.EQ, Binary(Operator.AND, value, Const(mask)), Const(number)):
+            rest = maximum(value) & ~mask
+            if rest & (rest + 1) == 0 and number & ~mask == 0:
+                return value, ((number, number | rest),)  # all that begin with these bits
+        case Test(Comparison.EQ, value, Const(number)):
+            return value, ((number, number),)
+        case Test(Comparison.GE, value, Const(number)):
+            return value, ((number, U32),)
+        case Test(Comparison.GT, value, Const(number)):
+            return value, ((number + 1, U32),) if number < U32 else ()
+    return test.left, None
+
+
+def _switched(conjunction: _Conjunction) -> Value | None:
+    """The value that a conjunction of several parts compares with one number before all else."""
+    match conjunction:
+        case (_Literal(value=value, ranges=((low, high),)), _, *_) if low == high:
+            return value
+    return None
+
+
+def _record(conjunction: _Conjunction, path: tuple[_Part, ...], known: dict[tuple[_Part, ...], _Reach]) -> None:
+    """Add what was loaded when a conjunction failed."""
+    for index, part in enumerate(conjunction):
+        match part:
+            case _Literal(reads=reads, denies=denies):
+                failed = denies if index + 1 == len(conjunction) else ()
+                if reads or failed:
+                    known[path] = _farther(known.get(path, {}), (*(reads or ()), *failed))
+                path = (*path, part)
+            case _Either(alternatives):
+                if index + 1 == len(conjunction):
+                    for each in alternatives:
+                        _record(each, path, known)
+                return  # what is behind an alternative that may have held, and in it, may not have been asked
+
+
+def _farther(reach: _Reach, places: Iterable[_Place]) -> _Reach:
+    farther = dict(reach)
+    for base, end in places:
+        farther[base] = max(farther.get(base, end), end)
+    return farther
+
+
+#: No packet is longer.
+_LONGEST = 0x7FFF_FFFF
+
+
+def _end(load: Load) -> _Place:
+    """Where the bytes of a load end."""
+    match load.offset:
+        case Const(number):
+            return None, number + load.size
+        case Binary(Operator.ADD, base, Const(distance)) if maximum(base) + distance <= _LONGEST:
+            return base, distance + load.k + load.size
+    return load.offset, load.k + load.size
+
+
+def _checked(test: Test, holds: bool) -> Iterator[_Place]:
+    """How far a packet reaches for which a check of its length holds."""
+    match test:
+        case Test(Comparison.GE, Length(), Const(end)) if holds:
+            yield None, end
+        case Test(Comparison.GE, Binary(Operator.SUB, Length(), base), Const(distance)) if holds:
+            yield base, distance
