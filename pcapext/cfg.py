@@ -178,7 +178,7 @@ class Among:
 
     def __post_init__(self) -> None:
         ends = [end for low, high in self.ranges for end in (low - 1, high)]
-        if any(end >= following for end, following in pairwise(ends)) or ends and not -1 <= ends[0] < ends[-1] <= U32:
+        if any(end >= following for end, following in pairwise(ends)) or (ends and not -1 <= ends[0] < ends[-1] <= U32):
             raise ValueError(f"{self.ranges} are no runs of 32-bit numbers in order")
 
 

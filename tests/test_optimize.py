@@ -58,9 +58,9 @@ def test_random_graphs_have_a_fixpoint() -> None:
     for cfg, _ in random_graphs(80, seed=81, sizes=(5, 30, 80)):
         assert rounds(cfg) <= 10
         improved = optimize(cfg)
-        again = optimize(improved)
+        again = optimize(improved, first=False)
         assert len(assemble(again)) <= len(assemble(improved))
-        assert optimize(again) == again
+        assert optimize(again, first=False) == again
         same += again == improved
         count += 1
     assert same > 0.95 * count

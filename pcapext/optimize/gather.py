@@ -42,9 +42,8 @@ from pcapext.cfg import (
     Value,
     loads_of,
     maximum,
-    parts,
 )
-from pcapext.optimize.membership import complement, in_a_row, union, write_search
+from pcapext.optimize.membership import LEAF, complement, in_a_row, union, write_search
 
 #: How often `and` and `or` may alternate in one condition: what is deeper is a condition of its own.
 _DEEPEST = 40
@@ -59,9 +58,9 @@ def gather(cfg: Cfg) -> Cfg:
     blocks = dict(cfg.blocks)
     for label, (condition, then, otherwise) in _fold(cfg).items():
         if isinstance(condition, _Join):
-            gatherer.gained = False
+            gatherer.united = gatherer.gained = False
             tree = gatherer.alternatives(gatherer.parse(_Side(condition, True)), {})
-            if gatherer.gained:
+            if gatherer.united and gatherer.gained:
                 first = gatherer.write(tree, then, otherwise)
                 blocks[label] = Block(cfg.blocks[label].assignments, Goto(first))
     return Cfg(cfg.entry, {**blocks, **gatherer.blocks})
@@ -157,26 +156,33 @@ def _flatten(side: _Side, either: bool) -> Iterator[_Side]:
 # Conditions in order: alternatives, each of which is a conjunction.
 
 
+#: So many bytes behind this base, or behind the begin of the packet.
+_Place: TypeAlias = tuple[Value | None, int]
+_Reach: TypeAlias = dict[Value | None, int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Subject:
+    """A value that is tested; there is one object for each. `reads` are the ends of the bytes that it loads, None if it can also
+    reject a packet otherwise."""
+
+    value: Value
+    reads: tuple[_Place, ...] | None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Literal:
     """A test: whether a value is among some numbers or, if `ranges` is None, whether `test` has the outcome `holds`.
 
-    There is one object for each literal. `reads` are the ends of the bytes it loads, None if it can also reject the packet
-    otherwise; `checks` how far a packet reaches for which it holds, `denies` one for which it does not.
+    There is one object for each. `checks` is how far a packet reaches for which it holds, `denies` one for which it does not.
     """
 
     test: Test
     holds: bool
-    value: Value
+    subject: _Subject
     ranges: Ranges | None
-    reads: tuple[_Place, ...] | None
     checks: tuple[_Place, ...]
     denies: tuple[_Place, ...]
-
-
-#: So many bytes behind this base, or behind the begin of the packet.
-_Place: TypeAlias = tuple[Value | None, int]
-_Reach: TypeAlias = dict[Value | None, int]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -224,32 +230,41 @@ _Tree: TypeAlias = _Literal | _Any | _Behind | _Not | _Switch
 
 @dataclass
 class _Group:
-    """Alternatives that are asked as one: the rest of each, and what is known to be loaded before the first."""
+    """Alternatives that are asked as one: the rest of each, and what is known to be loaded before the first.
+
+    `moved`: others stood between them.
+    """
 
     first: _Part
     rests: list[_Conjunction] = field(default_factory=list)
     sets: list[Ranges] = field(default_factory=list)
     reach: _Reach = field(default_factory=dict)
+    moved: bool = False
 
 
 @dataclass
 class _Window:
-    """Groups of alternatives that may change places: either none but the first can reject, or all compare `value` with a number."""
+    """Groups of alternatives that may change places: either none but the first can reject, or all compare `subject` with a number."""
 
-    value: Value | None
+    subject: _Subject | None
     safe: bool = True
     groups: dict[object, _Group] = field(default_factory=dict)
+    latest: _Group | None = None
 
 
 class _Gatherer:
-    """Puts conditions in order and writes them. `gained` is set where that saves tests."""
+    """Puts conditions in order and writes them.
+
+    `united` is set where numbers came together, and `gained` where not all was in order already. A condition without both is best left
+    as it was written.
+    """
 
     def __init__(self, next_label: Label):
         self.next_label = next_label
         self.blocks: dict[Label, Block] = {}
-        self.gained = False
-        self.literals: dict[object, _Literal] = {}
-        self.reads: dict[Value, tuple[_Place, ...] | None] = {}
+        self.united = self.gained = False
+        self.literals: dict[tuple[Test, bool], _Literal] = {}
+        self.subjects: dict[Value, _Subject] = {}
 
     # Parsing.
 
@@ -260,27 +275,40 @@ class _Gatherer:
     def part(self, side: _Side) -> _Part:
         if isinstance(side.condition, Test):
             return self.literal(side.condition, side.holds)
-        return _Either(self.parse(side))
+        alternatives = self.parse(side)
+        literals = [each[0] for each in alternatives if len(each) == 1 and isinstance(each[0], _Literal)]
+        subjects = {literal.subject for literal in literals}
+        sets = [literal.ranges for literal in literals if literal.ranges is not None]
+        if len(sets) == len(alternatives) and len(subjects) == 1:
+            return self.among(subjects.pop(), union(sets))
+        return _Either(alternatives)
+
+    def among(self, subject: _Subject, ranges: Ranges) -> _Literal:
+        return self.literal(Test(Comparison.EQ, Among(subject.value, ranges), Const(1)), True)
 
     def literal(self, test: Test, holds: bool) -> _Literal:
-        key = test, holds
-        if key not in self.literals:
+        literal = self.literals.get((test, holds))
+        if literal is None:
             value, ranges = _numbers(test)
-            if ranges is not None and not holds:
+            checks, denies = tuple(_checked(test, holds)), tuple(_checked(test, not holds))
+            if checks or denies:
+                ranges = None  # one check does not become another: that would be for `drop_bounds`
+            if ranges is None:
+                value = Binary(Operator.AND, test.left, test.right)  # what loads all that both load
+            elif not holds:
                 ranges = complement(ranges)
-            reads = self.places(value)
-            if ranges is None and (more := self.places(test.right)) != ():
-                reads = None if reads is None or more is None else (*reads, *more)
-            self.literals[key] = _Literal(test, holds, value, ranges, reads, tuple(_checked(test, holds)), tuple(_checked(test, not holds)))
-        return self.literals[key]
+            subject = self.subject(value)
+            literal = _Literal(test, holds, subject, ranges, checks, denies)
+            self.literals[test, holds] = literal
+        return literal
 
-    def places(self, value: Value) -> tuple[_Place, ...] | None:
-        if value not in self.reads:
+    def subject(self, value: Value) -> _Subject:
+        subject = self.subjects.get(value)
+        if subject is None:
             loads = loads_of(value)
-            self.reads[value] = tuple(_end(load) for load in loads if isinstance(load, Load))
-            if not all(isinstance(load, Load) for load in loads):
-                self.reads[value] = None
-        return self.reads[value]
+            ends = tuple(_end(load) for load in loads if isinstance(load, Load))
+            subject = self.subjects[value] = _Subject(value, ends if len(ends) == len(loads) else None)
+        return subject
 
     def opposite(self, part: _Part) -> _Conjunction:
         """The opposite of a part of a conjunction, as a conjunction."""
@@ -310,83 +338,45 @@ class _Gatherer:
                 case (_Either(inner),):
                     pending += inner[::-1]
                     continue
-            value = _switched(conjunction)
-            safe = self.is_safe(conjunction, known)
-            if not windows or not (windows[-1].safe and safe) and (value is None or windows[-1].value != value):
-                windows.append(_Window(value))
+            subject = _switched(conjunction)
+            safe = _is_safe(conjunction, (), {}, known)
+            if not windows or (not (windows[-1].safe and safe) and (subject is None or windows[-1].subject is not subject)):
+                windows.append(_Window(subject))
             else:
                 windows[-1].safe &= safe
-                if windows[-1].value != value:
-                    windows[-1].value = None
-            self.add(windows[-1], conjunction, known[()])
+                if windows[-1].subject is not subject:
+                    windows[-1].subject = None
+            _add(windows[-1], conjunction, known[()])
             _record(conjunction, (), known)
         trees = [tree for window in windows for tree in self.trees(window)]
         return trees[0] if len(trees) == 1 else _Any(tuple(trees))
 
-    def add(self, window: _Window, conjunction: _Conjunction, reach: _Reach) -> None:
-        """Add an alternative to its group."""
-        first, *rest = conjunction
-        key: object = first, bool(rest)
-        if isinstance(first, _Literal) and first.ranges is not None:
-            key = (first.value, first.ranges) if rest else first.value
-        if key not in window.groups:
-            window.groups[key] = _Group(first, reach=dict(reach))
-        group = window.groups[key]
-        group.rests.append(tuple(rest))
-        if isinstance(first, _Literal) and first.ranges is not None:
-            group.sets.append(first.ranges)
-
     def trees(self, window: _Window) -> Iterator[_Tree]:
         """The groups of a window."""
         groups = list(window.groups.values())
-        if window.value is not None and len(groups) >= _MANY:
-            self.gained = True
-            yield _Switch(window.value, tuple((group.sets[0][0][0], self.rest(group)) for group in groups))
+        if window.subject is not None and len(groups) >= _MANY:
+            self.united = self.gained = True
+            yield _Switch(window.subject.value, tuple((group.sets[0][0][0], self.rest(group)) for group in groups))
             return
         for group in groups:
             match group:
-                case _Group(_Literal(value=value, ranges=ranges) as literal, [(), *more]):
+                case _Group(_Literal(subject=subject, ranges=ranges) as literal, [(), *more]):
                     if more and ranges is not None:
-                        self.gained = True
-                        literal = self.among(value, union(group.sets))
+                        literal = self.among(subject, union(group.sets))
+                        self.united = True
+                        self.gained |= group.moved or in_a_row(subject.value, union(group.sets)) < len(group.sets)
                     yield literal
                 case _Group(first, [rest]):
                     # A conjunction: no alternative to its opposite holds.
                     yield _Not(self.alternatives(self.opposites((first, *rest)), group.reach))
                 case _Group(_Literal() as first):
+                    self.gained = True
                     yield _Behind(first, self.rest(group))
 
     def rest(self, group: _Group) -> _Tree:
         """What is to be asked behind the first test of a group."""
         assert isinstance(group.first, _Literal)
-        return self.alternatives(group.rests, _farther(group.reach, (*(group.first.reads or ()), *group.first.checks)))
-
-    def among(self, value: Value, ranges: Ranges) -> _Literal:
-        return _Literal(Test(Comparison.EQ, Among(value, ranges), Const(1)), True, value, ranges, None, (), ())
-
-    def is_safe(self, conjunction: _Conjunction, known: Mapping[tuple[_Part, ...], _Reach]) -> bool:
-        """Whether a conjunction cannot reject a packet, when all before it failed."""
-        return self._is_safe(conjunction, (), {}, known)
-
-    def _is_safe(
-        self, conjunction: _Conjunction, path: tuple[_Part, ...], more: _Reach, known: Mapping[tuple[_Part, ...], _Reach]
-    ) -> bool:
-        for part in conjunction:
-            match part:
-                case _Literal(reads=reads, checks=checks):
-                    if reads is None:
-                        return False
-                    if reads:
-                        reaches = [more, *(known[path[:length]] for length in range(len(path) + 1) if path[:length] in known)]
-                        if any(all(reach.get(base, -1) < end for reach in reaches) for base, end in reads):
-                            return False
-                    path = (*path, part)
-                    if checks:
-                        more = _farther(more, checks)
-                case _Either(alternatives):
-                    if not all(self._is_safe(each, path, more, known) for each in alternatives):
-                        return False
-        return True
+        return self.alternatives(group.rests, _farther(group.reach, (*(group.first.subject.reads or ()), *group.first.checks)))
 
     # Writing.
 
@@ -398,7 +388,8 @@ class _Gatherer:
     def write(self, tree: _Tree, then: Label, otherwise: Label) -> Label:
         """Blocks for a tree; the first of them."""
         match tree:
-            case _Literal(Test(_, Among(value, ranges), _)) if in_a_row(value, ranges):
+            case _Literal(Test(_, Among(value, ranges), _)) if in_a_row(value, ranges) <= LEAF:
+                then, otherwise = (then, otherwise) if tree.holds else (otherwise, then)
                 return write_search(value, ranges, then, otherwise, self.add_block)
             case _Literal(test, holds):
                 return self.add_block(Block((), Branch(test, then, otherwise) if holds else Branch(test, otherwise, then)))
@@ -427,6 +418,8 @@ class _Gatherer:
 def _numbers(test: Test) -> tuple[Value, Ranges | None]:
     """The value that a test compares with numbers, and those for which it holds; None for another test."""
     match test:
+        case Test(Comparison.EQ, Among(value, ranges), Const(1)):
+            return value, ranges
         case Test(Comparison.EQ, Binary(Operator.AND, value, Const(mask)), Const(number)):
             rest = maximum(value) & ~mask
             if rest & (rest + 1) == 0 and number & ~mask == 0:
@@ -440,11 +433,47 @@ def _numbers(test: Test) -> tuple[Value, Ranges | None]:
     return test.left, None
 
 
-def _switched(conjunction: _Conjunction) -> Value | None:
+def _add(window: _Window, conjunction: _Conjunction, reach: _Reach) -> None:
+    """Add an alternative to its group."""
+    first, *rest = conjunction
+    key: object = first, bool(rest)
+    if isinstance(first, _Literal) and first.ranges is not None:
+        key = (first.subject, first.ranges) if rest else first.subject
+    group = window.groups.get(key)
+    if group is None:
+        group = window.groups[key] = _Group(first, reach=dict(reach))
+    group.moved |= bool(group.rests) and window.latest is not group
+    window.latest = group
+    group.rests.append(tuple(rest))
+    if isinstance(first, _Literal) and first.ranges is not None:
+        group.sets.append(first.ranges)
+
+
+def _is_safe(conjunction: _Conjunction, path: tuple[_Part, ...], more: _Reach, known: Mapping[tuple[_Part, ...], _Reach]) -> bool:
+    """Whether a conjunction cannot reject a packet that reaches so far, when `path` holds and all before it failed."""
+    for part in conjunction:
+        match part:
+            case _Literal(subject=_Subject(reads=reads), checks=checks):
+                if reads is None:
+                    return False
+                for base, end in reads:
+                    reaches = (known[path[:length]].get(base, -1) for length in range(len(path) + 1) if path[:length] in known)
+                    if max(reaches) < end > more.get(base, -1):
+                        return False
+                path = (*path, part)
+                if checks:
+                    more = _farther(more, checks)
+            case _Either(alternatives):
+                if not all(_is_safe(each, path, more, known) for each in alternatives):
+                    return False
+    return True
+
+
+def _switched(conjunction: _Conjunction) -> _Subject | None:
     """The value that a conjunction of several parts compares with one number before all else."""
     match conjunction:
-        case (_Literal(value=value, ranges=((low, high),)), _, *_) if low == high:
-            return value
+        case (_Literal(subject=subject, ranges=((low, high),)), _, *_) if low == high:
+            return subject
     return None
 
 
@@ -452,7 +481,7 @@ def _record(conjunction: _Conjunction, path: tuple[_Part, ...], known: dict[tupl
     """Add what was loaded when a conjunction failed."""
     for index, part in enumerate(conjunction):
         match part:
-            case _Literal(reads=reads, denies=denies):
+            case _Literal(subject=_Subject(reads=reads), denies=denies):
                 failed = denies if index + 1 == len(conjunction) else ()
                 if reads or failed:
                     known[path] = _farther(known.get(path, {}), (*(reads or ()), *failed))

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from pcapext.cfg import U32, Binary, Block, Branch, Comparison, Const, Label, Operator, Ranges, Test, Value, maximum
 
-#: How many tests in a row end a search.
-_LEAF = 4
+#: At most so many tests in a row are not halved.
+LEAF = 4
 
 
 def union(sets: Iterable[Ranges]) -> Ranges:
@@ -47,16 +47,20 @@ def complement(ranges: Ranges, low: int = 0, high: int = U32) -> Ranges:
     return (*gaps, (low, high)) if low <= high else tuple(gaps)
 
 
-def in_a_row(value: Value, ranges: Ranges) -> bool:
-    """Whether a search for the value is so short that it halves nothing."""
+def in_a_row(value: Value, ranges: Ranges) -> int:
+    """How many tests tell whether the value is in the set if nothing is halved."""
     search = _Search.of(value, ranges)
-    return min(search.cost(search.ranges), search.cost(complement(search.ranges, high=search.high))) <= _LEAF
+    return min(search.cost(search.ranges), search.cost(complement(search.ranges, high=search.high)))
 
 
 def write_search(value: Value, ranges: Ranges, then: Label, otherwise: Label, add: Callable[[Block], Label]) -> Label:
     """Blocks, given to `add`, that go to `then` where the value is in the set; the label of the first."""
     search = _Search.of(value, ranges)
-    return search.write(search.ranges, then, otherwise, add)
+    first = search.write(search.ranges, then, otherwise, add)
+    if first in (then, otherwise):
+        # There is nothing to tell, but computing the value may reject the packet.
+        return add(Block((), Branch(Test(Comparison.EQ, value, Const(0)), first, first)))
+    return first
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,7 @@ class _Search:
         cost = self.cost(ranges)
         if self.cost(gaps) < cost:
             ranges, then, otherwise, cost = gaps, otherwise, then, self.cost(gaps)
-        if cost > _LEAF and len(ranges) > 1:
+        if cost > LEAF and len(ranges) > 1:
             middle = len(ranges) // 2
             (_, below), (above, last) = ranges[middle - 1], ranges[middle]
             # Split where that tells the end of a run.

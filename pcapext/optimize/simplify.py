@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from pcapext.cfg import (
     U32,
+    Among,
     Binary,
     Block,
     Branch,
@@ -87,6 +88,8 @@ def simplify_part(value: Value) -> Value:
             return Const(0)
         case Load(size, Binary(Operator.ADD, left, Const(constant)), k) if max(maximum(left), k) + constant <= U32:
             return Load(size, left, k + constant)
+        case Among(Const(number), ranges):
+            return Const(int(any(low <= number <= high for low, high in ranges)))
     return value
 
 
