@@ -17,6 +17,10 @@ from pcapext.cfg import U32, Binary, Block, Branch, Comparison, Const, Label, Op
 #: At most so many tests in a row are not halved.
 LEAF = 4
 
+#: So many numbers, a power of two times `LEAF`, fill the halves well. Of more, one half is too far behind the other for a conditional
+#: jump: it is the smaller one, since each path to it takes an instruction more.
+_NEAR = 128
+
 
 def union(sets: Iterable[Ranges]) -> Ranges:
     """The numbers that are in any of the sets.
@@ -100,7 +104,7 @@ class _Search:
         if self.cost(gaps) < cost:
             ranges, then, otherwise, cost = gaps, otherwise, then, self.cost(gaps)
         if cost > LEAF and len(ranges) > 1:
-            middle = len(ranges) // 2
+            middle = len(ranges) // 2 if len(ranges) <= _NEAR else max(1, round(len(ranges) * 3 / 8 / _NEAR)) * _NEAR
             (_, below), (above, last) = ranges[middle - 1], ranges[middle]
             # Split where that tells the end of a run.
             pivot = above if last - above >= self.unit else below + 1
