@@ -305,7 +305,7 @@ def random_inputs(rng: Random, count: int = 12) -> Iterator[tuple[bytes, FlowKey
         yield random_packet(rng), random_keys(rng)
 
 
-_TOKENS = re.compile(r"0x[0-9a-f]+|\w+|:=|[][():?;+]")
+_TOKENS = re.compile(r"0x[0-9a-f]+|\w+|:=|[][():?;+-]")
 
 
 def graph_of(text: str) -> Cfg:
@@ -354,7 +354,12 @@ def _parse(tokens: list[str]) -> Value:
     """The value at the begin of the tokens, which are used up."""
     token = tokens.pop(0)
     if token == "(":
-        left, operator, right = _parse(tokens), Operator(tokens.pop(0)), _parse(tokens)
+        left = _parse(tokens)
+        if tokens[0] == "among":
+            numbers = " ".join(tokens[1 : tokens.index(")")]).replace(" - ", "-").split()
+            del tokens[: tokens.index(")") + 1]
+            return Among(left, tuple((int(low), int(high or low)) for low, _, high in (number.partition("-") for number in numbers)))
+        operator, right = Operator(tokens.pop(0)), _parse(tokens)
         assert tokens.pop(0) == ")"
         return Binary(operator, left, right)
     if token[0].isdigit():

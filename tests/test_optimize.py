@@ -24,7 +24,7 @@ from pcapext.errors import FilterError
 from pcapext.lift import lift
 from pcapext.machine import run
 from pcapext.mark import mark
-from pcapext.optimize import PASSES, optimize
+from pcapext.optimize import LAST_PASSES, PASSES, gather, optimize
 from pcapext.parser import parse
 from pcapext.pcap_bridge import compile_expression
 from pcapext.resolve import resolve
@@ -176,7 +176,7 @@ def test_long_filters_take_a_time_in_proportion(kind: str) -> None:
     calls: dict[str, list[int]] = {}
     for count in (20, 80):
         cfg = graph("inner tcp or " + " or ".join(CHAINS[kind](number) for number in range(count)))
-        for function in (*PASSES, assemble):
+        for function in (gather, *PASSES, *LAST_PASSES, assemble):
             profile = cProfile.Profile()
             after = profile.runcall(function, cfg)
             calls.setdefault(function.__name__, []).append(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]

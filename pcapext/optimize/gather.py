@@ -364,7 +364,8 @@ class _Gatherer:
                     if more and ranges is not None:
                         literal = self.among(subject, union(group.sets))
                         self.united = True
-                        self.gained |= group.moved or in_a_row(subject.value, union(group.sets)) < len(group.sets)
+                        cost = in_a_row(subject.value, union(group.sets))
+                        self.gained |= group.moved or cost < len(group.sets) or cost > LEAF
                     yield literal
                 case _Group(first, [rest]):
                     # A conjunction: no alternative to its opposite holds.
