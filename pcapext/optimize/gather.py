@@ -48,6 +48,12 @@ from pcapext.optimize.membership import LEAF, complement, in_a_row, union, write
 #: How often `and` and `or` may alternate in one condition: what is deeper is a condition of its own.
 _DEEPEST = 40
 
+#: How often a condition may be split further before it stays as it was: each time, Python is a few calls deeper.
+_DEEPEST_SPLIT = 60
+
+#: How many tests of a conjunction to remember, with what was loaded where they hold.
+_LONGEST_PATH = 4
+
 #: From how many different continuations on it is worth to halve them.
 _MANY = 5
 
@@ -59,8 +65,9 @@ def gather(cfg: Cfg) -> Cfg:
     for label, (condition, then, otherwise) in _fold(cfg).items():
         if isinstance(condition, _Join):
             gatherer.united = gatherer.gained = False
+            gatherer.depth = gatherer.deepest = 0
             tree = gatherer.alternatives(gatherer.parse(_Side(condition, True)), {})
-            if gatherer.united and gatherer.gained:
+            if gatherer.united and gatherer.gained and gatherer.deepest <= _DEEPEST_SPLIT:
                 first = gatherer.write(tree, then, otherwise)
                 blocks[label] = Block(cfg.blocks[label].assignments, Goto(first))
     return Cfg(cfg.entry, {**blocks, **gatherer.blocks})
@@ -263,6 +270,7 @@ class _Gatherer:
         self.next_label = next_label
         self.blocks: dict[Label, Block] = {}
         self.united = self.gained = False
+        self.depth = self.deepest = 0
         self.literals: dict[tuple[Test, bool], _Literal] = {}
         self.subjects: dict[Value, _Subject] = {}
 
@@ -348,7 +356,10 @@ class _Gatherer:
                     windows[-1].subject = None
             _add(windows[-1], conjunction, known[()])
             _record(conjunction, (), known)
-        trees = [tree for window in windows for tree in self.trees(window)]
+        self.depth += 1
+        self.deepest = max(self.deepest, self.depth)
+        trees = [tree for window in windows for tree in self.trees(window)] if self.depth <= _DEEPEST_SPLIT else []
+        self.depth -= 1
         return trees[0] if len(trees) == 1 else _Any(tuple(trees))
 
     def trees(self, window: _Window) -> Iterator[_Tree]:
@@ -458,7 +469,8 @@ def _is_safe(conjunction: _Conjunction, path: tuple[_Part, ...], more: _Reach, k
                 if reads is None:
                     return False
                 for base, end in reads:
-                    reaches = (known[path[:length]].get(base, -1) for length in range(len(path) + 1) if path[:length] in known)
+                    before = (path[:length] for length in range(min(len(path), _LONGEST_PATH) + 1))
+                    reaches = (known[part_of_path].get(base, -1) for part_of_path in before if part_of_path in known)
                     if max(reaches) < end > more.get(base, -1):
                         return False
                 path = (*path, part)
@@ -481,6 +493,8 @@ def _switched(conjunction: _Conjunction) -> _Subject | None:
 def _record(conjunction: _Conjunction, path: tuple[_Part, ...], known: dict[tuple[_Part, ...], _Reach]) -> None:
     """Add what was loaded when a conjunction failed."""
     for index, part in enumerate(conjunction):
+        if len(path) > _LONGEST_PATH:
+            return
         match part:
             case _Literal(subject=_Subject(reads=reads), denies=denies):
                 failed = denies if index + 1 == len(conjunction) else ()

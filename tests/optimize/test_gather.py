@@ -257,3 +257,14 @@ def test_deep_conditions() -> None:
     cfg = graph_of("\n".join([*deep, "3000: tproto eq 7 ? 9998 : 9999", "9998: return 1", "9999: return 0"]))
     for tproto in (0, 1, 2, 255):
         assert evaluate(gather(cfg), b"", None, FlowKeys(tproto=tproto)) == evaluate(cfg, b"", None, FlowKeys(tproto=tproto))
+
+
+def test_conditions_that_begin_alike_and_part_late() -> None:
+    """Each a test longer than the one before: more often to be split than Python recurses."""
+    trees = [("and", *(f"load1[{place}] eq 1" for place in range(length)), f"tproto eq {length}") for length in range(1, 150)]
+    for cfg in (graph(("or", *trees)), graph(("or", *(("not", tree) for tree in trees)))):
+        gathered = gather(cfg)
+        for tproto in (0, 1, 77, 200):
+            for packet in (b"", b"\1" * 76, b"\1" * 77, b"\1" * 200):
+                keys = FlowKeys(tproto=tproto)
+                assert evaluate(gathered, packet, None, keys) == evaluate(cfg, packet, None, keys)
