@@ -31,7 +31,7 @@ ROWS = (
     # The passes: one form of an expression or a program to the next.
     "optimize",
     "resolve mark codegen lift lower optimize.* assemble ebpf",
-    "unroll optimize.simplify optimize.membership",
+    "unroll optimize.simplify optimize.membership optimize.conditions",
     "extension",
     # Text to syntax tree.
     "parser",

@@ -5,9 +5,8 @@ Out: a graph with the same verdicts. Where a condition, of any number of tests t
      several numbers for the same purpose, there is one test for all of them: an `Among`, or a few tests where that is enough.
      Where the numbers decide what is asked next, there are halves.
 
-Blocks are folded into conditions first: a block that only one other can reach, and that shares a target with it, is the second
-operand of an `and` or an `or`. Then each condition is put in order. `and` is seen as `not or not`, so that there is one case:
-alternatives, each a conjunction. Those that begin with the same test become one, which asks the rest of them behind it:
+`and` is seen as `not or not`, so that there is one case to put in order: alternatives, each a conjunction. Those that begin with the
+same test become one, which asks the rest of them behind it:
 
     ip and src 1 or ip and dst 1 or arp or ip and src 2    ->    ip and (src 1 or dst 1 or src 2) or arp
                                                            ->    ip and (src among 1 2 or dst 1) or arp
@@ -33,6 +32,7 @@ from pcapext.cfg import (
     Comparison,
     Const,
     Goto,
+    Key,
     Label,
     Length,
     Load,
@@ -43,10 +43,8 @@ from pcapext.cfg import (
     loads_of,
     maximum,
 )
+from pcapext.optimize.conditions import Join, Side, flatten, fold
 from pcapext.optimize.membership import LEAF, complement, in_a_row, union, write_search
-
-#: How often `and` and `or` may alternate in one condition: what is deeper is a condition of its own.
-_DEEPEST = 40
 
 #: How often a condition may be split further before it stays as it was: each time, Python is a few calls deeper.
 _DEEPEST_SPLIT = 60
@@ -62,102 +60,11 @@ def gather(cfg: Cfg) -> Cfg:
     """The graph with the tests of each condition gathered."""
     gatherer = _Gatherer(max(cfg.blocks) + 1)
     blocks = dict(cfg.blocks)
-    for label, (condition, then, otherwise) in _fold(cfg).items():
-        if isinstance(condition, _Join):
-            gatherer.united = gatherer.gained = False
-            gatherer.depth = gatherer.deepest = 0
-            tree = gatherer.alternatives(gatherer.parse(_Side(condition, True)), {})
-            if gatherer.united and gatherer.gained and gatherer.deepest <= _DEEPEST_SPLIT:
-                first = gatherer.write(tree, then, otherwise)
-                blocks[label] = Block(cfg.blocks[label].assignments, Goto(first))
+    for label, fork in fold(cfg).items():
+        tree = gatherer.tree(fork.condition) if isinstance(fork.condition, Join) else None
+        if tree is not None:
+            blocks[label] = Block(cfg.blocks[label].assignments, Goto(gatherer.write(tree, fork.then, fork.otherwise)))
     return Cfg(cfg.entry, {**blocks, **gatherer.blocks})
-
-
-# Folding: blocks to conditions.
-
-
-@dataclass(frozen=True, slots=True)
-class _Join:
-    """Whether `left` or `right` holds, if `either`, or both of them. `depth`: how often that alternates in here."""
-
-    either: bool
-    left: _Side
-    right: _Side
-    depth: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Side:
-    """A condition, or if `holds` is False the opposite."""
-
-    condition: _Condition
-    holds: bool
-
-
-_Condition: TypeAlias = Test | _Join
-
-
-def _fold(cfg: Cfg) -> dict[Label, tuple[_Condition, Label, Label]]:
-    """The blocks that branch, each with its condition and where that leads, without those that are part of another's condition."""
-    ahead: dict[Label, Label] = {}  # past blocks that do nothing
-    ways_in = dict.fromkeys(cfg.blocks, 0)
-    for label in reversed(cfg.labels):
-        match cfg.blocks[label]:
-            case Block((), Goto(target)):
-                ahead[label] = ahead.get(target, target)
-            case block:
-                for target in block.targets:
-                    ways_in[ahead.get(target, target)] += 1
-    ways_in[ahead.get(cfg.entry, cfg.entry)] += 1
-    folded: dict[Label, tuple[_Condition, Label, Label]] = {}
-    for label in reversed(cfg.labels):
-        match cfg.blocks[label].end:
-            case Branch(test, then, otherwise):
-                condition: _Condition = test
-                then, otherwise = ahead.get(then, then), ahead.get(otherwise, otherwise)
-                while True:
-                    for either, second in ((True, otherwise), (False, then)):
-                        if ways_in[second] != 1 or second not in folded or cfg.blocks[second].assignments:
-                            continue
-                        following, second_then, second_otherwise = folded[second]
-                        shared = then if either else otherwise
-                        if shared not in (second_then, second_otherwise):
-                            continue
-                        # Of the second condition, or of its opposite, that outcome leads to `shared` which also the first leads there by.
-                        holds = (second_then if either else second_otherwise) == shared
-                        joined = _join(either, _Side(condition, True), _Side(following, holds))
-                        if joined is None:
-                            continue
-                        condition = joined
-                        further = second_then if (second_otherwise == shared) else second_otherwise
-                        then, otherwise = (shared, further) if either else (further, shared)
-                        ways_in[shared] -= 1
-                        del folded[second]
-                        break
-                    else:
-                        break
-                folded[label] = condition, then, otherwise
-    return folded
-
-
-def _join(either: bool, left: _Side, right: _Side) -> _Join | None:
-    depth = 1
-    for side in (left, right):
-        if isinstance(side.condition, _Join):
-            depth = max(depth, side.condition.depth + ((side.condition.either == side.holds) != either))
-    return _Join(either, left, right, depth) if depth <= _DEEPEST else None
-
-
-def _flatten(side: _Side, either: bool) -> Iterator[_Side]:
-    """The operands, in order, of all the `or`s (if `either`, else `and`s) at the top of a condition."""
-    pending = [side]
-    while pending:
-        side = pending.pop()
-        match side:
-            case _Side(_Join(kind, left, right), holds) if (kind == holds) == either:
-                pending += (_Side(right.condition, right.holds == holds), _Side(left.condition, left.holds == holds))
-            case _:
-                yield side
 
 
 # Conditions in order: alternatives, each of which is a conjunction.
@@ -262,8 +169,8 @@ class _Window:
 class _Gatherer:
     """Puts conditions in order and writes them.
 
-    `united` is set where numbers came together, and `gained` where not all was in order already. A condition without both is best left
-    as it was written.
+    `united` is set where numbers of a condition came together, and `gained` where not all was in order already; `deepest` counts how
+    often it was split.
     """
 
     def __init__(self, next_label: Label):
@@ -274,13 +181,20 @@ class _Gatherer:
         self.literals: dict[tuple[Test, bool], _Literal] = {}
         self.subjects: dict[Value, _Subject] = {}
 
+    def tree(self, condition: Join) -> _Tree | None:
+        """A condition in order, or None where it is best left as it was written."""
+        self.united = self.gained = False
+        self.depth = self.deepest = 0
+        tree = self.alternatives(self.parse(Side(condition, True)), {})
+        return tree if self.united and self.gained and self.deepest <= _DEEPEST_SPLIT else None
+
     # Parsing.
 
-    def parse(self, side: _Side) -> tuple[_Conjunction, ...]:
+    def parse(self, side: Side) -> tuple[_Conjunction, ...]:
         """The alternatives of a condition."""
-        return tuple(tuple(self.part(part) for part in _flatten(alternative, False)) for alternative in _flatten(side, True))
+        return tuple(tuple(self.part(part) for part in flatten(alternative, False)) for alternative in flatten(side, True))
 
-    def part(self, side: _Side) -> _Part:
+    def part(self, side: Side) -> _Part:
         if isinstance(side.condition, Test):
             return self.literal(side.condition, side.holds)
         alternatives = self.parse(side)
@@ -436,6 +350,7 @@ def _numbers(test: Test) -> tuple[Value, Ranges | None]:
             rest = maximum(value) & ~mask
             if rest & (rest + 1) == 0 and number & ~mask == 0:
                 return value, ((number, number | rest),)  # all that begin with these bits
+            return test.left, ((number, number),)
         case Test(Comparison.EQ, value, Const(number)):
             return value, ((number, number),)
         case Test(Comparison.GE, value, Const(number)):
@@ -515,6 +430,9 @@ def _farther(reach: _Reach, places: Iterable[_Place]) -> _Reach:
     return farther
 
 
+#: Keys that are places in the packet where they are what a length is checked from, so that `length - key` does not wrap around.
+_PLACES = ("lhoff", "nhoff", "thoff")
+
 #: No packet is longer.
 _LONGEST = 0x7FFF_FFFF
 
@@ -530,9 +448,10 @@ def _end(load: Load) -> _Place:
 
 
 def _checked(test: Test, holds: bool) -> Iterator[_Place]:
-    """How far a packet reaches for which a check of its length holds."""
+    """How far a packet reaches for which a check of its length holds, as extension terms make it.
+
+    A filter's own `len >= 60` is none: on a packet that was cut, standard loads behind it reject.
+    """
     match test:
-        case Test(Comparison.GE, Length(), Const(end)) if holds:
-            yield None, end
-        case Test(Comparison.GE, Binary(Operator.SUB, Length(), base), Const(distance)) if holds:
+        case Test(Comparison.GE, Binary(Operator.SUB, Length(), Key(name) as base), Const(distance)) if holds and name in _PLACES:
             yield base, distance

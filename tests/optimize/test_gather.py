@@ -126,6 +126,24 @@ CASES: dict[str, tuple[Tree, list[str]]] = {
             "3: tproto eq 17 ? yes : no",
         ],
     ),
+    "nor one that may wrap around": (
+        ("or", "tproto eq 6", ("and", "(length sub poff) ge 20", "load4[poff + 16] eq 1"), "tproto eq 17"),
+        [
+            "0: tproto eq 6 ? yes : 1",
+            "1: (length sub poff) ge 20 ? 2 : 3",
+            "2: load4[poff + 16] eq 1 ? yes : 3",
+            "3: tproto eq 17 ? yes : no",
+        ],
+    ),
+    "nor one that the filter itself makes": (
+        ("or", "tproto eq 6", ("and", "length ge 60", "load4[30] eq 1"), "tproto eq 17"),
+        [
+            "0: tproto eq 6 ? yes : 1",
+            "1: length ge 60 ? 2 : 3",
+            "2: load4[30] eq 1 ? yes : 3",
+            "3: tproto eq 17 ? yes : no",
+        ],
+    ),
     "what stands behind the same check": (
         (
             "or",
