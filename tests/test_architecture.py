@@ -31,10 +31,15 @@ ROWS = (
     # The passes: one form of an expression or a program to the next.
     "optimize",
     "resolve mark codegen lift lower optimize.* assemble ebpf",
-    "unroll optimize.simplify optimize.membership optimize.conditions",
+    "unroll",
+    "unroll.levels",
+    "unroll.tunnels",
+    "unroll.builder",
+    "optimize.simplify optimize.membership optimize.conditions",
     "extension",
     # Text to syntax tree.
     "parser",
+    "misfit",
     "lexer _parsetab",
     "names locate",
     "syntax",

@@ -32,7 +32,7 @@ _MAX_ROUNDS = 100
 def optimize(cfg: Cfg, *, first: bool = True, last: bool = True) -> Cfg:
     """The graph after all passes.
 
-    `first` is False for a graph that came before, and `last` for one that is to be lowered and comes again.
+    `first` is False for a graph that comes again, and `last` for one that will.
     """
     if first:
         cfg = gather(cfg)

@@ -248,4 +248,6 @@ def test_short_packets(text: str) -> None:
                 assert run(improved, packet[:length]).value == run(plain, packet[:length]).value, length
                 found, expected = (run(program, packet[:length], len(packet)).value for program in (improved, plain))
                 # What the snap length cut: only a check of an extension term takes the rest for there.
-                assert found == expected if text.count("inner") == text.count("or inner") else found in (0, run(plain, packet).value), length
+                assert found == expected if text.count("inner") == text.count("or inner") else found in (0, run(plain, packet).value), (
+                    length
+                )
