@@ -24,6 +24,7 @@ from pcapext.bpf import MEMORY_SLOTS, Instruction, kernel_fault
 from pcapext.cfg import (
     REMEMBERED,
     VOID,
+    Among,
     Ancillary,
     Binary,
     Block,
@@ -363,6 +364,8 @@ class _Writer:
                     left, right = right, left
                 self.to_both(left, right)
                 self.set_a(_ARITHMETIC[operator][1], 0, holds)
+            case Among():
+                raise AssertionError("a search is for the passes to write")
 
     def to_x(self, value: Value) -> None:
         """Code that puts a value into X, unless it is there. A may change, unless `loads_x` can load it."""

@@ -8,6 +8,7 @@ Out: a `Cfg`.
     End        := Goto(Label) | Branch(Test, then: Label, otherwise: Label) | Return(Value)
     Test       := EQ | GT | GE | SET  of two Values
     Value      := Const | Length | Load(size, offset, k) | Key | Passed | Ancillary | Local | Binary(operator, Value, Value)
+                | Among(Value, ranges)
 
 A value is a 32-bit unsigned number. All but `Local` are facts of the packet: the same value stands for the same number
 wherever it is asked for. A `Load` past the end of the packet, and a division by zero, end the program: it rejects the
@@ -23,6 +24,7 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
+from itertools import pairwise
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -186,7 +188,24 @@ class Binary(Interned):
     right: Value
 
 
-Value: TypeAlias = Const | Length | Load | Key | Passed | Ancillary | Local | Binary
+#: A set of numbers: the first and the last of each run of them, in order, at least one number between two runs.
+Ranges: TypeAlias = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Among(Interned):
+    """1 where a value is one of a set of numbers, else 0. No instruction computes it: a pass makes a search of it."""
+
+    value: Value
+    ranges: Ranges
+
+    def __post_init__(self) -> None:
+        ends = [end for low, high in self.ranges for end in (low - 1, high)]
+        if any(end >= following for end, following in pairwise(ends)) or (ends and not -1 <= ends[0] < ends[-1] <= U32):
+            raise ValueError(f"{self.ranges} are no runs of 32-bit numbers in order")
+
+
+Value: TypeAlias = Const | Length | Load | Key | Passed | Ancillary | Local | Binary | Among
 
 
 class Comparison(Enum):
@@ -374,6 +393,8 @@ def parts(value: Value) -> tuple[Value, ...]:
                 pending.append(offset)
             case Binary(_, left, right):
                 pending += (right, left)
+            case Among(among, _):
+                pending.append(among)
     return tuple(found)
 
 
@@ -425,6 +446,8 @@ def maximum(value: Value) -> int:
             return min(maximum(left) << count, U32)
         case Binary(Operator.DIV | Operator.RSH, left, _):
             return maximum(left)
+        case Among():
+            return 1
     return U32
 
 
@@ -435,6 +458,8 @@ def rewrite(value: Value, change: Callable[[Value], Value]) -> Value:
             return change(Load(size, rewrite(offset, change), k))
         case Binary(operator, left, right):
             return change(Binary(operator, rewrite(left, change), rewrite(right, change)))
+        case Among(among, ranges):
+            return change(Among(rewrite(among, change), ranges))
     return change(value)
 
 
@@ -503,6 +528,8 @@ def show(node: Value | Test | End | Block) -> str:
             return f"ancillary{size}[{k:#x}]"
         case Binary(operator, left, right):
             return f"({show(left)} {operator.value} {show(right)})"
+        case Among(value, ranges):
+            return f"({show(value)} among {' '.join(f'{low}-{high}' if low < high else str(low) for low, high in ranges)})"
         case Test(comparison, left, right):
             return f"{show(left)} {comparison.value[1:]} {show(right)}"
         case Goto(target):

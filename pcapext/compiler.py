@@ -175,15 +175,16 @@ def _compile_extended(
         raise FilterError("'protochain' makes a loop, and a filter with extension terms cannot have one", expression, span) from None
     cfg = generate(graph, marked)
     if optimize:
-        cfg = improve(cfg)
+        cfg = improve(cfg, last=False)
         if cfg.blocks[cfg.entry] == REJECT:
             raise FilterError("expression rejects all packets", expression, Span(0, len(expression)))
     walk = settings or DEFAULT_SETTINGS
     lowered = (lower if target == "classic" else lower_in_place)(cfg, LINK_LAYER_BY_NUMBER[linktype], walk)
-    if lowered is not cfg:
+    walks = lowered is not cfg
+    if optimize or walks:
         # Not left to `optimize`: what `lower` makes is meant for the passes, and too long for any kernel without them.
-        cfg = improve(lowered)
-    return _checked_length(assemble(cfg), None if lowered is cfg else walk), target
+        lowered = improve(lowered, first=not optimize)
+    return _checked_length(assemble(lowered), walk if walks else None), target
 
 
 def _placed(error: FilterError, expression: str, linktype: int, snaplen: int, netmask: int | None) -> FilterError:

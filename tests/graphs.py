@@ -17,6 +17,7 @@ from pcapext.bpf import OPCODE_BY_CODE, Instruction, Operand
 from pcapext.cfg import (
     REJECT,
     VOID,
+    Among,
     Ancillary,
     Binary,
     Block,
@@ -81,6 +82,9 @@ class State:
                 return int.from_bytes(self.packet[first : first + value.size], "big")
             case Binary():
                 return arithmetic(value.operator.value, self.number(value.left), self.number(value.right))
+            case Among():
+                number = self.number(value.value)
+                return int(any(low <= number <= high for low, high in value.ranges))
 
     def holds(self, test: Test) -> bool:
         """The outcome of a test."""
@@ -278,6 +282,8 @@ def locals_in(value: Value) -> Iterator[Local]:
         case Binary():
             yield from locals_in(value.left)
             yield from locals_in(value.right)
+        case Among():
+            yield from locals_in(value.value)
 
 
 def values_in(cfg: Cfg) -> Iterator[Value]:
@@ -299,7 +305,7 @@ def random_inputs(rng: Random, count: int = 12) -> Iterator[tuple[bytes, FlowKey
         yield random_packet(rng), random_keys(rng)
 
 
-_TOKENS = re.compile(r"0x[0-9a-f]+|\w+|:=|[][():?;+]")
+_TOKENS = re.compile(r"0x[0-9a-f]+|\w+|:=|[][():?;+-]")
 
 
 def graph_of(text: str) -> Cfg:
@@ -348,7 +354,12 @@ def _parse(tokens: list[str]) -> Value:
     """The value at the begin of the tokens, which are used up."""
     token = tokens.pop(0)
     if token == "(":
-        left, operator, right = _parse(tokens), Operator(tokens.pop(0)), _parse(tokens)
+        left = _parse(tokens)
+        if tokens[0] == "among":
+            numbers = " ".join(tokens[1 : tokens.index(")")]).replace(" - ", "-").split()
+            del tokens[: tokens.index(")") + 1]
+            return Among(left, tuple((int(low), int(high or low)) for low, _, high in (number.partition("-") for number in numbers)))
+        operator, right = Operator(tokens.pop(0)), _parse(tokens)
         assert tokens.pop(0) == ")"
         return Binary(operator, left, right)
     if token[0].isdigit():

@@ -35,7 +35,7 @@ ROWS = (
     "unroll.levels",
     "unroll.tunnels",
     "unroll.builder",
-    "optimize.simplify",
+    "optimize.simplify optimize.membership optimize.conditions",
     "extension",
     # Text to syntax tree.
     "parser",

@@ -8,6 +8,7 @@ from graphs import NUMBERS, Rejected, arithmetic, compare, evaluate, graph_of, r
 from pcapext.cfg import (
     REJECT,
     VOID,
+    Among,
     Ancillary,
     Block,
     Branch,
@@ -54,6 +55,14 @@ def test_load_of_no_such_size(size: int) -> None:
 def test_ancillary_word_in_the_packet(k: int) -> None:
     with pytest.raises(ValueError, match="is a place in the packet"):
         Ancillary(4, k)
+
+
+@pytest.mark.parametrize(
+    "ranges", [((5, 4),), ((-1, 4),), ((0, 1 << 32),), ((5, 9), (1, 2)), ((1, 2), (2, 3)), ((1, 2), (3, 4)), ((1, 5), (2, 3))]
+)
+def test_no_set_of_numbers(ranges: tuple[tuple[int, int], ...]) -> None:
+    with pytest.raises(ValueError, match="no runs of 32-bit numbers in order"):
+        Among(Length(), ranges)
 
 
 @pytest.mark.parametrize("name", ["", "tcp", "NHOFF"])

@@ -3,8 +3,8 @@
 In:  a `Cfg`.
 Out: a `Cfg` that rejects and accepts the same packets with less work.
 
-The passes are repeated in their order until all in a row change nothing. Then blocks are joined, and `copy_tails` trades a few
-instructions for jumps.
+First `gather` makes long lists of tests short. The passes are repeated in their order until all in a row change nothing. Then `search`
+writes out what `gather` made, blocks are joined, and `copy_tails` trades a few instructions for jumps.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from itertools import cycle, islice
 from pcapext.cfg import Cfg
 from pcapext.optimize.bounds import drop_bounds
 from pcapext.optimize.dead import remove_dead
+from pcapext.optimize.gather import gather
 from pcapext.optimize.join import join
 from pcapext.optimize.merge import merge
 from pcapext.optimize.propagate import propagate
+from pcapext.optimize.search import search
 from pcapext.optimize.simplify import simplify
 from pcapext.optimize.tails import copy_tails
 from pcapext.optimize.thread import thread_jumps
@@ -24,20 +26,26 @@ from pcapext.optimize.thread import thread_jumps
 PASSES = (simplify, propagate, thread_jumps, drop_bounds, remove_dead, merge)
 
 #: Passes that come last, once: `join` hides equal tails from `merge`, which would undo `copy_tails`, and the others clean up.
-LAST_PASSES = (join, merge, copy_tails, propagate, simplify, remove_dead)
+LAST_PASSES = (search, join, merge, copy_tails, propagate, simplify, remove_dead)
 
 #: Rounds after which to stop. Each round that changes anything makes the graph smaller or its values simpler.
 _MAX_ROUNDS = 100
 
 
-def optimize(cfg: Cfg) -> Cfg:
-    """The graph after all passes."""
+def optimize(cfg: Cfg, *, first: bool = True, last: bool = True) -> Cfg:
+    """The graph after all passes.
+
+    `first` is False for a graph that comes again, and `last` for one that will.
+    """
+    if first:
+        cfg = gather(cfg)
     idle = 0  # passes in a row that found nothing to do
     for improve in islice(cycle(PASSES), _MAX_ROUNDS * len(PASSES)):
         before, cfg = cfg, improve(cfg)
         idle = idle + 1 if cfg is before else 0
         if idle == len(PASSES):
             break
-    for improve in LAST_PASSES:
-        cfg = improve(cfg)
+    if last:
+        for improve in LAST_PASSES:
+            cfg = improve(cfg)
     return cfg

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pcapext.cfg import (
     REMEMBERED,
     U32,
+    Among,
     Binary,
     Block,
     Branch,
@@ -98,6 +99,8 @@ def simplify_part(value: Value) -> Value:
             return Const(0)
         case Load(size, Binary(Operator.ADD, left, Const(constant)), k) if max(maximum(left), k) + constant <= U32:
             return Load(size, left, k + constant)
+        case Among(Const(number), ranges):
+            return Const(int(any(low <= number <= high for low, high in ranges)))
     return value
 
 

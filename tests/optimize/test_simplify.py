@@ -36,6 +36,9 @@ VALUES = """
     (7 div 2) -> 3
     (7 mod 4) -> 3
     (12 xor 10) -> 6
+    (443 among 80 400-443) -> 1
+    (444 among 80 400-443) -> 0
+    ((2 add 3) among 4 6-9) -> 0
     but not a division by zero: (7 div 0)
     (7 mod 0)
     parts first: ((2 add 3) mul (A or 0)) -> (A mul 5)
