@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
+from itertools import count
 
 from pcapext.cfg import (
     REMEMBERED,
@@ -239,6 +240,9 @@ _AHEAD = 2
 #: Where a jump to a block ends, with facts about it known on the way.
 Ends = dict[tuple[Label, frozenset[tuple[Value, Known]]], Label]
 
+#: How many tests a jump must pass to be worth remembering.
+_LONG = 8
+
 
 def _follow(blocks: Mapping[Label, Block], target: Label, facts: Facts, ends: Ends) -> Label:
     """Where a jump to `target` ends, with these facts known on the way: past tests whose outcome is known, or does not matter.
@@ -246,13 +250,16 @@ def _follow(blocks: Mapping[Label, Block], target: Label, facts: Facts, ends: En
     Many jumps go the same way to the end of a long list, so that it is remembered from each block on.
     """
     passed: list[tuple[Label, frozenset[tuple[Value, Known]]]] = []
-    while (following := _next(blocks, target, facts)) is not None:
-        if not passed:
-            known = frozenset(facts.items())
-        passed.append((target, known))
-        target = ends.get(passed[-1], following)
-        if target != following:
+    for steps in count():
+        following = _next(blocks, target, facts)
+        if following is None:
             break
+        if steps >= _LONG:
+            passed.append((target, passed[-1][1] if passed else frozenset(facts.items())))
+            if passed[-1] in ends:
+                target = ends[passed[-1]]
+                break
+        target = following
     for place in passed:
         ends[place] = target
     return target
@@ -270,9 +277,14 @@ def _next(blocks: Mapping[Label, Block], label: Label, facts: Facts) -> Label | 
             outcome = decide(test, facts)
             if outcome is not None:
                 return then if outcome else otherwise
-            meeting = _meeting(blocks, label, facts, _AHEAD)
+            meeting = None if _can_reject(test) else _meeting(blocks, label, facts, _AHEAD)
             return meeting if meeting != label else None
     return None
+
+
+@lru_cache(REMEMBERED)
+def _can_reject(test: Test) -> bool:
+    return bool(loads_of(test.left) or loads_of(test.right))
 
 
 def _meeting(blocks: Mapping[Label, Block], label: Label, facts: Facts, ahead: int) -> Label | None:
@@ -282,7 +294,7 @@ def _meeting(blocks: Mapping[Label, Block], label: Label, facts: Facts, ahead: i
     if block.assignments or not ahead:
         return label
     match block.end:
-        case Branch(test, then, otherwise) if not (loads_of(test.left) or loads_of(test.right)):
+        case Branch(test, then, otherwise) if not _can_reject(test):
             outcome = decide(test, facts)
             if outcome is not None:
                 return _meeting(blocks, then if outcome else otherwise, _with(facts, test, outcome), ahead - 1)
