@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import count
 
 from pcapext import bpf
 from pcapext.bpf import MEMORY_SLOTS, Instruction, kernel_fault
 from pcapext.cfg import (
+    REMEMBERED,
     VOID,
     Ancillary,
     Binary,
@@ -38,7 +40,9 @@ from pcapext.cfg import (
     Value,
     live_before,
     liveness,
+    locals_of,
     parts,
+    read_at_end,
 )
 from pcapext.errors import FilterError
 from pcapext.flowkeys import KEY_BY_NAME
@@ -84,11 +88,11 @@ class _Jump:
 
 def assemble(cfg: Cfg) -> tuple[Instruction, ...]:
     """The program of a graph. Raises `FilterError` where 16 slots of M[] are not enough."""
-    slots = _allocate(cfg)
+    after = liveness(cfg)
+    slots = _allocate(cfg, after)
     bases = _bases(cfg)
     predecessors = cfg.predecessors
     order = _layout(cfg)
-    after = liveness(cfg)
     written: dict[Label, _Writer] = {}
     for label, following in zip(order, [*order[1:], None], strict=True):
         block = cfg.blocks[label]
@@ -111,7 +115,7 @@ def _bases(cfg: Cfg) -> set[Local]:
 
 def _in_order(locals_: Set[Local]) -> list[Local]:
     """Locals in an order that does not depend on their hashes."""
-    return sorted(locals_, key=lambda local: local.name)
+    return sorted(locals_, key=lambda local: local.name) if len(locals_) > 1 else [*locals_]
 
 
 def _layout(cfg: Cfg) -> list[Label]:
@@ -128,14 +132,14 @@ def _layout(cfg: Cfg) -> list[Label]:
     return sorted(cfg.labels, key=key)
 
 
-def _allocate(cfg: Cfg) -> dict[Local, int]:
+def _allocate(cfg: Cfg, after: Mapping[Label, Set[Local]]) -> dict[Local, int]:
     """A slot of M[] for each local; two locals share one where no block needs both."""
-    after = liveness(cfg)
-    neighbours: dict[Local, set[Local]] = {}
+    needed = set()
     for label, block in cfg.blocks.items():
         assigned = {local for local, _ in block.assignments if local != VOID}
-        read = {part for value in block.values for part in parts(value) if isinstance(part, Local)}
-        together = after[label] | assigned | read
+        needed.add(frozenset(after[label]).union(assigned, *map(locals_of, block.values)))
+    neighbours: dict[Local, set[Local]] = {}
+    for together in needed:
         for local in together:
             neighbours.setdefault(local, set()).update(together - {local})
     slots: dict[Local, int] = {}
@@ -198,10 +202,13 @@ class _Writer:
             self.code.append(store)
 
     def block(self, block: Block, following: Label | None, live_after: Set[Local]) -> None:
-        for index, (local, value) in enumerate(block.assignments):
-            self.live = live_before(Block(block.assignments[index:], block.end), live_after)
-            self.assign(local, value, live_before(Block(block.assignments[index + 1 :], block.end), live_after))
-        self.live = live_before(Block((), block.end), live_after)
+        lives = [live_after | read_at_end(block)]  # before each assignment, and before the end
+        for local, value in reversed(block.assignments):
+            lives.insert(0, lives[0] - {local} | locals_of(value))
+        for (local, value), before, after in zip(block.assignments, lives, lives[1:], strict=False):
+            self.live = before
+            self.assign(local, value, after)
+        self.live = lives[-1]
         match block.end:
             case Goto(target):
                 if target != following:
@@ -219,7 +226,7 @@ class _Writer:
             self.to_a(value)
             return
         through_x = local in self.bases
-        if not (through_x and loads_x(value)):
+        if not (through_x and (value in self.x or loads_x(value))):
             self.to_a(value)
         # Now the old value of the local is needed no more, and what was computed from it is not computed from the new one.
         self.live = live_after - {local}
@@ -227,7 +234,7 @@ class _Writer:
             self.to_x(value)
         self.memory.discard(local)
         self.a, self.x = (
-            frozenset(held for held in register if local not in parts(held)) | ({local} if value in register else _NOTHING)
+            frozenset(held for held in register if local not in locals_of(held)) | ({local} if value in register else _NOTHING)
             for register in (self.a, self.x)
         )
 
@@ -370,6 +377,7 @@ def loads_x(value: Value) -> bool:
     return isinstance(value, (Const, Length, Local)) or _header_length(value) is not None
 
 
+@lru_cache(REMEMBERED)
 def _header_length(value: Value) -> int | None:
     """The k of the `ldxb 4*([k]&0xf)` that loads a value, if one does."""
     match value:
