@@ -14,7 +14,7 @@ wherever it is asked for. A `Load` past the end of the packet, and a division by
 packet. Assignments happen in order. A graph has no loops, and every block can be reached.
 
 Values, tests and blocks are interned: equal ones are the same object. So what is asked of one often is remembered
-(`REMEMBERED` answers a question), and a pass gives back the very graph that it got where there is nothing to do.
+(up to `REMEMBERED` answers), and a pass gives back the very graph that it got where there is nothing to do.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ LONGEST_PACKET = 0x7FFF_FFFF
 #: No place that the walk through the headers finds is farther on: 16 bits, and a few headers more.
 FARTHEST_PLACE = 0x1FFFF
 
-#: How many answers to one question about values, tests or blocks are remembered: those of the longest filters, and some.
-REMEMBERED = 1 << 14
+#: How many answers to one question about values, tests or blocks are remembered: more than one long filter asks for.
+REMEMBERED = 1 << 13
 
 Label: TypeAlias = int
 
