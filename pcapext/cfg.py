@@ -474,6 +474,17 @@ def rewrite_end(end: End, change: Callable[[Value], Value]) -> End:
             return Return(rewrite(value, change))
 
 
+def retarget(end: End, place: Callable[[Label], Label]) -> End:
+    """The end of a block with other targets."""
+    match end:
+        case Goto(target):
+            return Goto(place(target))
+        case Branch(test, then, otherwise):
+            return Branch(test, place(then), place(otherwise))
+        case Return():
+            return end
+
+
 @lru_cache(REMEMBERED)
 def reads_of(block: Block) -> frozenset[Local]:
     """The locals that a block reads before it assigns them."""

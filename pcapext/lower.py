@@ -19,16 +19,15 @@ from pcapext.cfg import (
     Cfg,
     Comparison,
     Const,
-    End,
     Goto,
     Key,
     Label,
     Local,
     Passed,
-    Return,
     Test,
     Value,
     parts,
+    retarget,
     rewrite,
     rewrite_end,
 )
@@ -64,7 +63,7 @@ def _lower(cfg: Cfg, link_layer: LinkLayer, settings: WalkSettings, told: Callab
     behind: dict[Label, Block] = {}
     for label, block in cfg.blocks.items():
         assignments = tuple((local, rewrite(value, to_local)) for local, value in block.assignments)
-        behind[label + shift] = Block(assignments, _shifted(rewrite_end(block.end, to_local), shift))
+        behind[label + shift] = Block(assignments, retarget(rewrite_end(block.end, to_local), lambda target: target + shift))
     first = [label for label in _before_walk(cfg, using) if using[label]]
     after = 2 * shift + 1
     for index, label in enumerate(first[:-1]):
@@ -79,16 +78,6 @@ def _lower(cfg: Cfg, link_layer: LinkLayer, settings: WalkSettings, told: Callab
         else:
             blocks[label] = block
     return Cfg(cfg.entry, blocks)
-
-
-def _shifted(end: End, shift: int) -> End:
-    match end:
-        case Goto(target):
-            return Goto(target + shift)
-        case Branch(test, then, otherwise):
-            return Branch(test, then + shift, otherwise + shift)
-        case Return():
-            return end
 
 
 def _before_walk(cfg: Cfg, using: dict[Label, frozenset[Key | Passed]]) -> list[Label]:

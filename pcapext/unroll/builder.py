@@ -32,6 +32,7 @@ from pcapext.cfg import (
     loads_of,
     locals_of,
     maximum,
+    retarget,
     rewrite,
 )
 from pcapext.encapsulation import LinkLayer, WalkSettings
@@ -169,10 +170,22 @@ class Builder:
             self.states[key] = method(*arguments)
         return self.states[key]
 
-    def build_pending(self) -> None:
+    def whole(self, first: Label) -> tuple[Label, Mapping[Label, Block]]:
+        """All blocks, those of states that are still to be built too, and the first of them."""
+        begins: dict[Label, Label] = {}  # where the states begin
         while self.pending:
             label, state = self.pending.pop()
-            self.blocks[label] = Block((), Goto(state()))
+            begins[label] = state()
+
+        def begin(label: Label) -> Label:
+            while label in begins:
+                label = begins[label]
+            return label
+
+        for label, block in self.blocks.items():
+            if not begins.keys().isdisjoint(block.targets):
+                self.blocks[label] = Block(block.assignments, retarget(block.end, begin))
+        return begin(first), self.blocks
 
     def branch(self, test: Test, then: Label, otherwise: Label) -> Label:
         return then if then == otherwise else self.block(Block((), Branch(test, then, otherwise)))
