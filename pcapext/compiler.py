@@ -151,8 +151,10 @@ def _compile_extended(
     from pcapext.locate import standard_terms
     from pcapext.lower import lower, lower_in_place
     from pcapext.mark import mark
-    from pcapext.optimize import optimize as improve
+    from pcapext.optimize import finish, improve
+    from pcapext.optimize.gather import gather
     from pcapext.parser import parse
+    from pcapext.prepare import lower_improved
     from pcapext.resolve import resolve
 
     tree = parse(expression)
@@ -175,16 +177,20 @@ def _compile_extended(
         raise FilterError("'protochain' makes a loop, and a filter with extension terms cannot have one", expression, span) from None
     cfg = generate(graph, marked)
     if optimize:
-        cfg = improve(cfg, last=False)
+        cfg = improve(gather(cfg))
         if cfg.blocks[cfg.entry] == REJECT:
             raise FilterError("expression rejects all packets", expression, Span(0, len(expression)))
     walk = settings or DEFAULT_SETTINGS
-    lowered = (lower if target == "classic" else lower_in_place)(cfg, LINK_LAYER_BY_NUMBER[linktype], walk)
+    link_layer = LINK_LAYER_BY_NUMBER[linktype]
+    if optimize and target == "classic":
+        lowered = lower_improved(cfg, link_layer, walk, improve)
+    else:
+        lowered = (lower if target == "classic" else lower_in_place)(cfg, link_layer, walk)
+        if lowered is not cfg:
+            # Not left to `optimize`: what `lower` makes is meant for the passes, and too long for any kernel without them.
+            lowered = improve(lowered if optimize else gather(lowered))
     walks = lowered is not cfg
-    if optimize or walks:
-        # Not left to `optimize`: what `lower` makes is meant for the passes, and too long for any kernel without them.
-        lowered = improve(lowered, first=not optimize)
-    return _checked_length(assemble(lowered), walk if walks else None), target
+    return _checked_length(assemble(finish(lowered) if optimize or walks else lowered), walk if walks else None), target
 
 
 def _placed(error: FilterError, expression: str, linktype: int, snaplen: int, netmask: int | None) -> FilterError:

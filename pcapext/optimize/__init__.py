@@ -33,23 +33,27 @@ _MAX_ROUNDS = 100
 _FEW = 40
 
 
-def optimize(cfg: Cfg, *, first: bool = True, last: bool = True) -> Cfg:
-    """The graph after all passes.
+def optimize(cfg: Cfg) -> Cfg:
+    """The graph after all passes."""
+    return finish(improve(gather(cfg)))
 
-    `first` is False for a graph that comes again, and `last` for one that will.
-    """
-    if first:
-        cfg = gather(cfg)
+
+def improve(cfg: Cfg) -> Cfg:
+    """The graph after the passes that are repeated."""
     for _ in range(_MAX_ROUNDS):
         changes = 0
-        for improve in PASSES:
-            before, cfg = cfg, improve(cfg)
+        for run in PASSES:
+            before, cfg = cfg, run(cfg)
             changes += _changes(before, cfg)
         if changes * _FEW <= len(cfg.blocks):
             break
-    if last:
-        for improve in LAST_PASSES:
-            cfg = improve(cfg)
+    return cfg
+
+
+def finish(cfg: Cfg) -> Cfg:
+    """The graph after the passes that come last."""
+    for run in LAST_PASSES:
+        cfg = run(cfg)
     return cfg
 
 

@@ -21,6 +21,7 @@ from pcapext.cfg import (
     Goto,
     Key,
     Label,
+    Leave,
     Length,
     Load,
     Local,
@@ -320,7 +321,7 @@ class Builder:
             match block.end:
                 case Return(Const(number)) if not block.assignments:
                     ends.add(self.reject if number == 0 else label)
-                case Return():
+                case Return() | Leave():
                     return None
                 case Goto() | Branch():
                     if block.assignments or len(seen) > _LOOK:
