@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from random import Random
 
 from pcapext import bpf
@@ -28,6 +29,7 @@ from pcapext.cfg import (
     End,
     Goto,
     Key,
+    Leave,
     Length,
     Load,
     Local,
@@ -92,7 +94,7 @@ class State:
 
 
 def evaluate(cfg: Cfg, packet: bytes, wirelen: int | None = None, keys: FlowKeys | None = None) -> int:
-    """What the graph returns for a packet."""
+    """What the graph returns for a packet; a number of more than 32 bits where it leaves."""
     state = State(packet, len(packet) if wirelen is None else wirelen, keys or FlowKeys())
     label = cfg.entry
     try:
@@ -109,6 +111,9 @@ def evaluate(cfg: Cfg, packet: bytes, wirelen: int | None = None, keys: FlowKeys
                     label = block.end.then if state.holds(block.end.test) else block.end.otherwise
                 case Return():
                     return state.number(block.end.value)
+                case Leave():
+                    # One number made of all that it passes on; no other is that large.
+                    return reduce(lambda all_, value: all_ * WRAP + state.number(value), block.end.values, WRAP + block.end.number)
     except Rejected:
         return 0
 

@@ -30,6 +30,7 @@ ROWS = (
     "compiler summary",
     # The passes: one form of an expression or a program to the next.
     "optimize prove",
+    "prepare",
     "resolve mark codegen lift lower optimize.* assemble ebpf",
     "unroll",
     "unroll.levels",

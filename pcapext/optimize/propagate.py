@@ -3,7 +3,7 @@
 In:  a `Cfg`.
 Out: the same graph with fewer reads of locals. A local is replaced where on every path to it the same value was assigned,
      what that is made of has not changed since, and computing it again costs no more than reading the local, or it is
-     made of nothing but the packet and read only once.
+     made of nothing but the packet and read only once. What is assigned then is simplified: the next local may be made of it.
 """
 
 from __future__ import annotations

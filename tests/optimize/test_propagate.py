@@ -53,7 +53,7 @@ GRAPHS = [
         "0: A := 5; X := A; A := 6; return (A add X)",
         "0: A := 5; X := 5; A := 6; return (6 add 5)",
     ),
-    ("a local in its own new value", "0: A := 5; A := (A add 1); return A", "0: A := 5; A := (5 add 1); return A"),
+    ("a local in its own new value", "0: A := 5; A := (A add 1); return A", "0: A := 5; A := 6; return A"),
     (
         "a local of which the new value is not known",
         "0: A := length; A := (A sub load1[0]); return (A mul A)",
