@@ -30,8 +30,9 @@ class Generated:
     """A packet and what it is.
 
     `steps`: what a walk knows from which length on, as pairs in rising order. `passed`: names for `encap`, with identifiers, each
-    with the length from which on a walk goes through that header. `layers`: what it was built from. `decapsulated`: the packet that
-    is left without its outer headers, as an Ethernet frame if it stands in one, else as bare IP, else behind a LINUX_SLL header.
+    with the length from which on a walk goes through that header. `layers`: what it was built from, `places`: where each of these
+    begins. `decapsulated`: the packet that is left without its outer headers, as an Ethernet frame if it stands in one, else as
+    bare IP, else behind a LINUX_SLL header.
     """
 
     data: bytes
@@ -39,6 +40,7 @@ class Generated:
     steps: tuple[tuple[int, FlowKeys], ...]
     passed: tuple[tuple[int, str, int | None], ...]
     layers: tuple[str, ...]
+    places: tuple[int, ...]
     odd: bool
 
     @property
@@ -188,6 +190,7 @@ class _Builder:
         self.passed: list[tuple[int, str, int | None]] = []
         self.entered: list[tuple[str, int | None]] = []
         self.layers: list[tuple[str, int, Build]] = []
+        self.places: list[int] = []
 
     # ---- What is noted ----
 
@@ -242,6 +245,7 @@ class _Builder:
 
     def layer(self, name: str, length: int, build: Build, ethertype: int = 0) -> None:
         self.layers.append((name, ethertype, build))
+        self.places.append(self.offset)
         self.offset += length
 
     def header(self, name: str, data: bytes, ethertype: int = 0) -> None:
@@ -265,7 +269,7 @@ class _Builder:
             data = build(data, len(data) if ethertype == LENGTH else ethertype)
             ethertype = own
         names = tuple(name for name, _, _ in self.layers)
-        return Generated(data, linktype, tuple(self.steps), tuple(self.passed), names, self.ended)
+        return Generated(data, linktype, tuple(self.steps), tuple(self.passed), names, tuple(self.places), self.ended)
 
     def link_layer(self, linktype: int) -> None:
         if linktype == RAW:

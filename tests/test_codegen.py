@@ -9,7 +9,7 @@ from random import Random
 
 import packets
 import pytest
-from oracle import Packet, Refused, Term, expected, libpcap_compile, libpcap_matches, text_of, with_known_values
+from oracle import NETMASK, Packet, Refused, Term, expected, libpcap_compile, text_of, with_known_values, without_outer_headers
 from packets import EN10MB, LINK_TYPES
 
 from pcapext.bpf import RET_K, Instruction, Program
@@ -272,9 +272,6 @@ def chosen(linktype: int) -> list[Packet]:
     return found
 
 
-#: The network's, for `ip broadcast`.
-NETMASK = 0xFFFF_FF00
-
 #: What the optimizer refuses to make, since it would never accept.
 REJECT = Program((Instruction(RET_K, k=0),))
 
@@ -464,14 +461,3 @@ def test_oracle_agrees_with_libpcap_on_the_packet_that_is_left(linktype: int) ->
                 assert expected(relation, packet) == theirs, (relation, packet)
                 agreed[theirs] += 1
     assert min(agreed.values()) > 500
-
-
-def without_outer_headers(packet: Packet, text: str) -> bool:
-    """libpcap's verdict on the packet that is left without its outer headers."""
-    data, linktype = packet.made.decapsulated
-    standard = re.sub("^inner (?=[0-9])", "host ", text).replace("inner ", "")
-    try:
-        return libpcap_matches(standard, data, linktype, netmask=NETMASK)
-    except Refused:
-        assert linktype != EN10MB  # It is about Ethernet, and the packet is in none.
-        return False
