@@ -89,6 +89,11 @@ vlan and {inner ip} and ip
 not ip and {inner ip}
 udp or not {inner tcp}
 "ip[8] < {inner ip[8]}" or {inner ip6}
+"{poff} > 54" and "{thoff} - {nhoff} = 20"
+({inner host 10.0.0.1} or {inner ip6}) and not "{inner tcp[13]} & 2 != 0"
+{inner ether multicast} or {encap} and {inner icmp}
+not "{payload[1:2]} & 1 = 0" or {nproto 0x88cc}
+"len - {poff} > 100" or {inner proto 51} or {inner sctp}
 "ip[2:2] = {poff} - 14"
 host 10.0.0.1 and not {inner host 10.0.0.1}
 """

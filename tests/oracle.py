@@ -450,8 +450,28 @@ def expected(template: str, packet: Packet, netmask: int = UNKNOWN_NETMASK) -> b
     return libpcap_matches(plain, packet.data, packet.linktype, packet.length, netmask)
 
 
-def without_outer_headers(packet: Packet, text: str) -> bool:
-    """libpcap's verdict on the packet that is left without its outer headers."""
+#: Extension headers, behind which libpcap does not look for a transport protocol, and terms that do not ask for one.
+EXTENSION_HEADERS = {"fragment", "ah", "routing", "options"}
+NO_TRANSPORT = re.compile(r"inner (ip|ip6|arp|rarp)|inner [^[]*(host|net|ether|cast|[.:])[^[]*|inner (ah|[^[]*proto (0|43|44|51|60))")
+NO_TRANSPORT_RELATION = re.compile(r"inner (ip|ip6|arp|rarp|icmp6)\[")
+
+
+def without_outer_headers(packet: Packet, text: str) -> bool | None:
+    """libpcap's verdict on the packet that is left without its outer headers, which `inner E` must have.
+
+    None where LANGUAGE.md differs from libpcap, and for a packet that ends early.
+    """
+    layers = packet.made.layers
+    if packet.captured < len(packet.made.data) or packet.made.odd:
+        return None
+    last = max((place for place, layer in enumerate(layers) if layer in ("ip", "ip6")), default=0)
+    plain = EXTENSION_HEADERS.isdisjoint(layers[last:])
+    if "[" in text:
+        # libpcap has tcp[...], udp[...] and so on in IPv4 alone.
+        if not plain or (packet.keys.nproto != 0x0800 and not NO_TRANSPORT_RELATION.match(text)):
+            return None
+    elif not plain and not NO_TRANSPORT.fullmatch(text):
+        return None
     data, linktype = packet.made.decapsulated
     standard = re.sub("^inner (?=[0-9])", "host ", text).replace("inner ", "")
     try:
