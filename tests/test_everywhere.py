@@ -11,7 +11,7 @@ from collections.abc import Collection
 from itertools import islice
 
 import pytest
-from everywhere import BOTH, TEMPLATES, Everywhere, sample
+from everywhere import BOTH, TEMPLATES, Everywhere, observed, sample
 from graphs import EFFORT
 from oracle import Packet, with_known_values, without_outer_headers
 from packets import EN10MB, IPV4, IPV6, LINK_TYPES, LOOP, packets
@@ -75,6 +75,17 @@ def test_one_verdict_on_other_link_types(linktype: int) -> None:
             for packet in made:
                 verdicts[template, everywhere.check(packet)] += 1
         assert min(verdicts[template, verdict] for verdict in (False, True)) >= 3, (template, verdicts)
+
+
+@pytest.mark.parametrize("wirelen", [54, 100])
+def test_the_check_can_fail(wirelen: int) -> None:
+    """A program that accepts what the rules reject is found, cut by the snap length or not, in each way to run it."""
+    tcp = Packet(observed(bytes(12) + b"\x08\x00\x45" + bytes(8) + b"\x06" + bytes(10) + bytes(20)).made, wirelen, 54)
+    with Everywhere("{inner udp}", text="inner tcp") as everywhere, pytest.raises(AssertionError) as caught:
+        everywhere.check(tcp)
+    message = str(caught.value)
+    assert tcp.data.hex() in message
+    assert message.count("optimized") == (8 if wirelen == 54 else 6)  # the kernel gets no packets that were cut before
 
 
 #: Each standard term that may follow `inner` (LANGUAGE.md 3), with its qualifiers.
