@@ -98,7 +98,7 @@ def assemble(cfg: Cfg) -> tuple[Instruction, ...]:
             for writer in before:
                 writer.save(local, at_end=True)
         memory = set.intersection(*(writer.memory for writer in before)) if before else set()
-        written[label] = _Writer(slots, bases, max(slots.values(), default=-1) + 1, a, x, memory)
+        written[label] = _Writer(cfg.blocks, slots, bases, max(slots.values(), default=-1) + 1, a, x, memory)
         written[label].block(block, following, after[label])
     return _write_before_reads(_resolve_jumps([(label, written[label].code) for label in order]))
 
@@ -159,6 +159,7 @@ class _Writer:
     local is stored when the last register that holds it is about to change, if it is still needed then.
     """
 
+    blocks: Mapping[Label, Block]
     slots: Mapping[Local, int]
     bases: Set[Local]
     first_temporary: int
@@ -200,7 +201,8 @@ class _Writer:
     def block(self, block: Block, following: Label | None, live_after: Set[Local]) -> None:
         for index, (local, value) in enumerate(block.assignments):
             self.live = live_before(Block(block.assignments[index:], block.end), live_after)
-            self.assign(local, value, live_before(Block(block.assignments[index + 1 :], block.end), live_after))
+            rest = Block(block.assignments[index + 1 :], block.end)
+            self.assign(local, value, live_before(rest, live_after), self.next_base(rest))
         self.live = live_before(Block((), block.end), live_after)
         match block.end:
             case Goto(target):
@@ -214,11 +216,18 @@ class _Writer:
                 self.to_a(value)
                 self.emit(bpf.RET_A)
 
-    def assign(self, local: Local, value: Value, live_after: Set[Local]) -> None:
+    def next_base(self, rest: Block) -> Local | None:
+        """The local that the next load in the rest of a block is from, or in the block behind it."""
+        values = rest.values + (self.blocks[rest.end.target].values if isinstance(rest.end, Goto) else ())
+        loads = (part for value in values for part in parts(value) if isinstance(part, Load))
+        return next((load.offset for load in loads if isinstance(load.offset, Local)), None)
+
+    def assign(self, local: Local, value: Value, live_after: Set[Local], next_base: Local | None) -> None:
         if local == VOID:
             self.to_a(value)
             return
-        through_x = local in self.bases
+        # X is the place for it, unless what X holds is wanted first.
+        through_x = local in self.bases and (next_base == local or next_base not in self.x)
         if not (through_x and loads_x(value)):
             self.to_a(value)
         # Now the old value of the local is needed no more, and what was computed from it is not computed from the new one.
@@ -333,6 +342,8 @@ class _Writer:
 
     def better_in_x(self, left: Value, right: Value) -> bool:
         """Whether the left of two values is the one to have in X: it is there, or comes there at once."""
+        if left in self.x and right in self.a:
+            return True
         return (left in self.x or left in self.a or loads_x(left)) and not (right in self.x or loads_x(right))
 
 

@@ -7,7 +7,7 @@ Out: a `Cfg`.
     Block      := (Local := Value)*, End
     End        := Goto(Label) | Branch(Test, then: Label, otherwise: Label) | Return(Value)
     Test       := EQ | GT | GE | SET  of two Values
-    Value      := Const | Length | Load(size, offset, k) | Key | Ancillary | Local | Binary(operator, Value, Value)
+    Value      := Const | Length | Load(size, offset, k) | Key | Passed | Ancillary | Local | Binary(operator, Value, Value)
 
 A value is a 32-bit unsigned number. All but `Local` are facts of the packet: the same value stands for the same number
 wherever it is asked for. A `Load` past the end of the packet, and a division by zero, end the program: it rejects the
@@ -76,13 +76,22 @@ def _check_size(size: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A flow key, by name."""
+    """A flow key, by name: of the innermost headers or, with `outer`, of the outermost ones."""
 
     name: str
+    outer: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in KEY_BY_NAME:
             raise ValueError(f"there is no flow key {self.name}")
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """1 if the walk went through a header of this name, with this identifier if one is given; else 0 (`encap NAME ID`)."""
+
+    name: str
+    identifier: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +172,7 @@ class Binary:
     right: Value
 
 
-Value: TypeAlias = Const | Length | Load | Key | Ancillary | Local | Binary
+Value: TypeAlias = Const | Length | Load | Key | Passed | Ancillary | Local | Binary
 
 
 class Comparison(Enum):
@@ -355,6 +364,8 @@ def maximum(value: Value) -> int:
             return (1 << 8 * size) - 1
         case Local(_, largest):
             return largest
+        case Passed():
+            return 1
         case Key(name) if name != "lhoff":
             return 0x1FFFF  # 16 bits, and for poff a transport header more
         case Binary(Operator.AND, left, right):
@@ -424,7 +435,11 @@ def show(node: Value | Test | End | Block) -> str:
             return "length"
         case Load(size, offset, k):
             return f"load{size}[{show(offset)}{f' + {k}' if k else ''}]"
-        case Key(name) | Local(name, _):
+        case Key(name, outer):
+            return f"outer {name}" if outer else name
+        case Passed(name, identifier):
+            return f"encap {name}" if identifier is None else f"encap {name} {identifier}"
+        case Local(name):
             return name
         case Ancillary(size, k):
             return f"ancillary{size}[{k:#x}]"

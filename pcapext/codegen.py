@@ -11,6 +11,7 @@ there never reject a packet, as a load of libpcap's does. Tests that are not nee
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TypeAlias
 
 from pcapext.cfg import (
@@ -28,13 +29,13 @@ from pcapext.cfg import (
     Length,
     Load,
     Operator,
+    Passed,
     Test,
     Value,
     maximum,
     rewrite,
     rewrite_end,
 )
-from pcapext.errors import FilterError
 from pcapext.extension import Marked
 from pcapext.headers import ABSENT, HEADERS
 from pcapext.syntax import (
@@ -85,18 +86,17 @@ Guard: TypeAlias = tuple[Test, bool]
 _NO_OVERFLOW = 0x7FFF_FFFF
 
 
-def generate(cfg: Cfg, marked: Marked, expression: str) -> Cfg:
-    """Replace every marker. Raises `FilterError` for a term that flow keys cannot express."""
-    return _Generator(cfg, marked, expression).graph()
+def generate(cfg: Cfg, marked: Marked) -> Cfg:
+    """Replace every marker."""
+    return _Generator(cfg, marked).graph()
 
 
 class _Generator:
     """Builds one graph."""
 
-    def __init__(self, cfg: Cfg, marked: Marked, expression: str):
+    def __init__(self, cfg: Cfg, marked: Marked):
         self.given = cfg
         self.marked = marked
-        self.expression = expression
         self.blocks: dict[Label, Block] = {}
         self.next_label = max(cfg.blocks) + 1
 
@@ -156,8 +156,8 @@ class _Generator:
                     final = self.new_label()
                     self.blocks[final] = Block((), Branch(test, then, otherwise) if holds else Branch(test, otherwise, then))
                     self.blocks[label] = Block((), Goto(self.chain([*self.guards(left), *self.guards(right)], final, otherwise)))
-                case Encap(name, _, span):
-                    raise FilterError(f"target 'flowkeys' cannot express 'encap {name}'", self.expression, span)
+                case Encap(str(name), identifier):
+                    self.blocks[label] = Block((), Branch(Test(Comparison.EQ, Passed(name, identifier), Const(1)), then, otherwise))
                 case _:
                     raise AssertionError(f"{type(node).__name__} is left after resolving")
 
@@ -175,10 +175,8 @@ class _Generator:
                 return Const(number)
             case LengthOfPacket():
                 return Length()
-            case KeyValue(scope, key, span):
-                if scope == "outer":
-                    raise FilterError("target 'flowkeys' cannot express 'outer'", self.expression, span)
-                return Key(key)
+            case KeyValue(scope, key):
+                return Key(key, scope == "outer")
             case Access(scope, protocol, index, size, span):
                 base, offset = self.value(KeyValue(scope, HEADERS[protocol].base, span)), self.value(index)
                 if isinstance(offset, Const):
@@ -193,13 +191,14 @@ class _Generator:
     def guards(self, arithmetic: Arithmetic) -> Iterator[Guard]:
         """What must hold for the bytes in some arithmetic to be there, in an order in which each can be asked."""
         match arithmetic:
-            case Access(_, protocol, index, size):
+            case Access(scope, protocol, index, size):
                 header = HEADERS[protocol]
-                base, offset = Key(header.base), self.value(index)
+                key = partial(Key, outer=scope == "outer")
+                base, offset = key(header.base), self.value(index)
                 if header.ethertype is not None:
-                    yield Test(Comparison.EQ, Key("nproto"), Const(header.ethertype)), True
+                    yield Test(Comparison.EQ, key("nproto"), Const(header.ethertype)), True
                 if header.protocol is not None:
-                    yield Test(Comparison.EQ, Key("tproto"), Const(header.protocol)), True
+                    yield Test(Comparison.EQ, key("tproto"), Const(header.protocol)), True
                 if header.base in ABSENT:
                     yield Test(Comparison.EQ, base, Const(ABSENT[header.base])), False
                 yield from self.guards(index)

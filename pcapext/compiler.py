@@ -80,7 +80,7 @@ def _compile_extended(
     from pcapext.encapsulation import DEFAULT_SETTINGS, LINK_LAYER_BY_NUMBER, LINK_LAYERS
     from pcapext.lift import lift
     from pcapext.locate import standard_terms
-    from pcapext.lower import lower
+    from pcapext.lower import lower, lower_in_place
     from pcapext.mark import mark
     from pcapext.optimize import optimize as improve
     from pcapext.parser import parse
@@ -104,7 +104,7 @@ def _compile_extended(
     except ProgramError:
         span = next(span for span, term in standard_terms(tree, expression) if "protochain" in term)
         raise FilterError("'protochain' makes a loop, and a filter with extension terms cannot have one", expression, span) from None
-    cfg = generate(graph, marked, expression)
+    cfg = generate(graph, marked)
     if optimize:
         cfg = improve(cfg)
         if cfg.blocks[cfg.entry] == REJECT:
@@ -112,6 +112,9 @@ def _compile_extended(
     if target == "classic":
         # Not left to `optimize`: what `lower` makes is meant for the passes, and too long for any kernel without them.
         cfg = improve(lower(cfg, LINK_LAYER_BY_NUMBER[linktype], DEFAULT_SETTINGS))
+    else:
+        lowered = lower_in_place(cfg, LINK_LAYER_BY_NUMBER[linktype], DEFAULT_SETTINGS)
+        cfg = cfg if lowered is cfg else improve(lowered)
     return assemble(cfg), target
 
 

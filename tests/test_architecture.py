@@ -31,7 +31,11 @@ ROWS = (
     # The passes: one form of an expression or a program to the next.
     "optimize",
     "resolve mark codegen lift lower optimize.* assemble ebpf",
-    "unroll optimize.simplify",
+    "unroll",
+    "unroll.levels",
+    "unroll.tunnels",
+    "unroll.builder",
+    "optimize.simplify",
     "extension",
     # Text to syntax tree.
     "parser",

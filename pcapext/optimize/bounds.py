@@ -161,6 +161,7 @@ def _farther(reach: Reach, places: Iterable[Place]) -> Reach:
     while pending:
         base, distance = pending.pop()
         farther[base] = max(farther.get(base, distance), distance)
+        farther[None] = max(farther.get(None, distance), distance)  # no base is before the packet
         match base:
             case Binary(Operator.ADD, left, right) if maximum(left) + maximum(right) <= _LONGEST:
                 pending.append(_place(left, distance))  # what is behind a sum is behind its operands

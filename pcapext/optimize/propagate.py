@@ -55,9 +55,14 @@ def _block(block: Block, known: dict[Local, Value], reads: Counter[Local]) -> tu
     def put(value: Value) -> Value:
         return known.get(value, value) if isinstance(value, Local) else value
 
+    def put_base(value: Value) -> Value:
+        # What a load that only asks for the packet's length is compared with are loads from the local: it stays.
+        held = put(value)
+        return value if isinstance(held, Binary) and not locals_of(held) else held
+
     assignments = []
     for local, value in block.assignments:
-        value = rewrite(value, put)
+        value = rewrite(value, put_base if local == VOID else put)
         assignments.append((local, value))
         known = {other: held for other, held in known.items() if other != local and local not in locals_of(held)}
         if local != VOID and local not in locals_of(value) and (is_cheap(value) or (reads[local] == 1 and not locals_of(value))):

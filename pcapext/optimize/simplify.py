@@ -132,6 +132,8 @@ def simplify_test(test: Test) -> tuple[Test | bool, bool]:
             return simplify_test(Test(Comparison.EQ, left, Const((right - constant) & U32)))
         case Test(Comparison.EQ, Binary(Operator.AND, left, right), Const(0)):
             return _opposite(*simplify_test(Test(Comparison.SET, left, right)))
+        case Test(Comparison.EQ, Binary(Operator.AND, left, Const(mask)), Const(bits)) if mask == bits and mask & mask - 1 == 0:
+            return simplify_test(Test(Comparison.SET, left, Const(mask)))
         case Test(Comparison.SET, Binary(Operator.AND, left, Const(mask)), Const(bits)):
             return simplify_test(Test(Comparison.SET, left, Const(mask & bits)))
         case Test(Comparison.GT, left, Const(0)) | Test(Comparison.GE, left, Const(1)):
