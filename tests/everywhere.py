@@ -96,6 +96,21 @@ not "{payload[1:2]} & 1 = 0" or {nproto 0x88cc}
 "len - {poff} > 100" or {inner proto 51} or {inner sctp}
 "ip[2:2] = {poff} - 14"
 host 10.0.0.1 and not {inner host 10.0.0.1}
+{outer ip6}
+not {outer tcp}
+{outer host 10.0.0.1} and not {inner host 10.0.0.1}
+{outer udp dst port 4789} and not {inner tcp}
+{outer udp} or {outer icmp}
+"{outer ip[8]} > {inner ip[8]}"
+"{outer thoff} - {outer nhoff} > 20"
+{outer ether multicast} or {inner ether multicast}
+{encap vlan}
+{encap vlan 10} and not {inner tcp}
+{encap qinq} or {encap mpls 1024}
+not {encap gre} and {encap}
+{encap vxlan} or {encap geneve} or {encap gtpu}
+{encap pppoe 7} or {encap 6in4}
+tcp or {encap erspan} or {encap nvgre}
 """
 TEMPLATES = EXPRESSIONS.strip().splitlines()
 
