@@ -14,6 +14,7 @@ accept, never the other way (LANGUAGE.md 5). The kernel has no such packets: it 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import fields
 from functools import cache, lru_cache
 from random import Random
 
@@ -34,6 +35,9 @@ from pcapext.machine import run
 Way = Callable[[Packet], int | None]
 
 BOTH = (True, False)
+
+#: What a walk can be told, by the names that `compile` has for it too.
+SETTINGS = [field.name for field in fields(WalkSettings) if field.init]
 
 #: What the optimizer refuses to make, since it would never accept.
 REJECT = (Instruction(RET_K, k=0),)
@@ -119,8 +123,8 @@ class Everywhere:
     """A filter, with a program for each way to run it.
 
     `text` is the filter where it is not the template without braces and quotes. `classic` holds the values of `optimize` for which there
-    is to be a classic program, which takes long to compile. `settings` are those of the walk, and packets must have been made for them
-    (`observed`); `options` go to `compile`.
+    is to be a classic program, which takes long to compile. With other `settings` of the walk, packets must have been made for them
+    (`observed`).
     """
 
     def __init__(
@@ -132,7 +136,6 @@ class Everywhere:
         classic: Collection[bool] = BOTH,
         netmask: int = NETMASK,
         settings: WalkSettings = DEFAULT_SETTINGS,
-        **options: object,
     ):
         self.template = template
         self.text = text_of(template) if text is None else text
@@ -143,10 +146,10 @@ class Everywhere:
         self._kernels: list[Kernel] = []
         for optimize in BOTH:
             how = "optimized" if optimize else "unoptimized"
-            keyed = compiled(self.text, linktype, netmask, optimize, "flowkeys", **options)
+            keyed = compiled(self.text, linktype, netmask, optimize, "flowkeys", settings)
             self.quick[f"machine, flow keys, {how}"] = _on_machine(keyed, settings)
             if optimize in classic:
-                plain = compiled(self.text, linktype, netmask, optimize, "classic", **options)
+                plain = compiled(self.text, linktype, netmask, optimize, "classic", settings)
                 kernel = Kernel()
                 self._kernels.append(kernel)
                 assert plain.flow_keys == (), self.text
@@ -188,10 +191,11 @@ class Everywhere:
 
 
 @cache
-def compiled(text: str, linktype: int, netmask: int, optimize: bool, target: str, **options: object) -> Program:
+def compiled(text: str, linktype: int, netmask: int, optimize: bool, target: str, settings: WalkSettings = DEFAULT_SETTINGS) -> Program:
     """The program, made once in a run of the tests."""
+    changed = {name: value for name in SETTINGS if (value := getattr(settings, name)) != getattr(DEFAULT_SETTINGS, name)}
     try:
-        return compile(text, linktype=linktype, netmask=netmask, optimize=optimize, target=target, **options)  # type: ignore[arg-type]
+        return compile(text, linktype=linktype, netmask=netmask, optimize=optimize, target=target, **changed)
     except FilterError as error:
         if error.message == "expression rejects all packets":
             return Program(REJECT, linktype)
