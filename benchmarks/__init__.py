@@ -3,6 +3,9 @@
 A benchmark is one function of `benchmarks/__main__.py`, marked `@benchmark(rounds)`. It returns its contestants, name to
 callable, pcapext's own first. In each round every contestant runs once, so that what else the machine does meets all of
 them alike; the first round warms up and does not count. What is reported is the median of each, and pcapext's beside it.
+
+Marked `@counting` (counts.py), a function returns programs by name instead, and what is reported is how many instructions they
+have and run.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 Contestants = Mapping[str, Callable[[], object]]
 
@@ -35,9 +39,18 @@ class Benchmark:
                 times[name].append(time.perf_counter() - start)
         return {name: statistics.median(counted) for name, (_, *counted) in times.items()}
 
+    def report(self) -> str:
+        return table(self.name, self.medians())
+
+
+class Reports(Protocol):
+    """What has something to report."""
+
+    def report(self) -> str: ...
+
 
 #: All benchmarks by name, in the order in which they run.
-BENCHMARKS: dict[str, Benchmark] = {}
+BENCHMARKS: dict[str, Reports] = {}
 
 
 def benchmark(rounds: int) -> Callable[[Callable[[], Contestants]], Callable[[], Contestants]]:
@@ -68,8 +81,8 @@ def process(*command: str) -> Callable[[], object]:
 def table(name: str, medians: Mapping[str, float]) -> str:
     """The medians of one benchmark as text: of the peers, also how much longer pcapext took and how many times as long."""
     own, *_ = medians.values()
-    lines = [f"{name:<44} {'median':>10} {'more':>10} {'ratio':>7}"]
+    lines = [f"{name:<52} {'median':>10} {'more':>10} {'ratio':>7}"]
     for number, (contestant, seconds) in enumerate(medians.items()):
         beside = f" {1000 * (own - seconds):>+7.3f} ms {own / seconds:>7.2f}" if number else ""
-        lines.append(f"  {contestant:<42} {1000 * seconds:>7.3f} ms{beside}")
+        lines.append(f"  {contestant:<50} {1000 * seconds:>7.3f} ms{beside}")
     return "\n".join(lines)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pcapext
-from benchmarks import BENCHMARKS, Contestants, benchmark, process, table
+from benchmarks import BENCHMARKS, Contestants, benchmark, process
+from benchmarks.counts import counting
+from pcapext import Program
 from pcapext.pcap_bridge import compile_expression
 
 PYTHON = sys.executable
@@ -52,12 +55,30 @@ def compile_extended() -> Contestants:
     }
 
 
+@benchmark(rounds=11)
+def compile_classic() -> Contestants:
+    own, plain = f"{EXTENDED} and not host 10.0.0.1", f"{PLAIN} and not host 10.0.0.1"
+    return {
+        f"classic: '{own}'": lambda: pcapext.compile(own, linktype=LINKTYPE, snaplen=SNAPLEN, target="classic"),
+        f"pcap_compile('{plain}')": lambda: compile_expression(plain, linktype=LINKTYPE, snaplen=SNAPLEN),
+    }
+
+
+@counting
+def instructions() -> Mapping[str, Program]:
+    return {
+        f"classic: '{EXTENDED}'": pcapext.compile(EXTENDED, linktype=LINKTYPE, snaplen=SNAPLEN, target="classic"),
+        f"flowkeys: '{EXTENDED}'": pcapext.compile(EXTENDED, linktype=LINKTYPE, snaplen=SNAPLEN),
+        f"libpcap: '{PLAIN}'": pcapext.compile(PLAIN, linktype=LINKTYPE, snaplen=SNAPLEN),
+    }
+
+
 def main(names: list[str]) -> None:
     unknown = sorted(set(names) - BENCHMARKS.keys())
     if unknown:
         raise SystemExit(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     for name in names or BENCHMARKS:
-        print(table(name, BENCHMARKS[name].medians()), end="\n\n", flush=True)
+        print(BENCHMARKS[name].report(), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@
 
 from pcapext.bpf import Instruction, Program
 from pcapext.compiler import compile
-from pcapext.errors import CaptureError, FilterError, LibpcapError, PcapextError, ProgramError, Span
+from pcapext.errors import CaptureError, FilterError, LibpcapError, PcapextError, ProgramError, SettingsError, Span
 
 __all__ = [
     "CaptureError",
@@ -18,7 +18,9 @@ __all__ = [
     "PcapextError",
     "Program",
     "ProgramError",
+    "SettingsError",
     "Span",
+    "WalkSettings",
     "compile",
     "open_offline",
     "read_program",
@@ -27,7 +29,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 #: Names that load more than compiling needs, and the modules they are in.
-_LAZY = {"open_offline": "pcapext.capture", "read_program": "pcapext.textforms"}
+_LAZY = {"WalkSettings": "pcapext.encapsulation", "open_offline": "pcapext.capture", "read_program": "pcapext.textforms"}
 
 
 def __getattr__(name: str) -> object:

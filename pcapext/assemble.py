@@ -11,9 +11,13 @@ is known: what they hold at the end of every block before it. A value that is al
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import count
+from operator import or_
 
 from pcapext import bpf
 from pcapext.bpf import MEMORY_SLOTS, Instruction, kernel_fault
@@ -115,17 +119,45 @@ def _in_order(locals_: Set[Local]) -> list[Local]:
 
 
 def _layout(cfg: Cfg) -> list[Label]:
-    """The blocks in the graph's order, those that return at the end, acceptance before rejection."""
+    """The blocks in an order in which every jump goes forward, those that return at the end, acceptance before rejection.
 
-    def key(label: Label) -> int:
-        match cfg.blocks[label].end:
-            case Return(Const(value)):
-                return 2 if value == 0 else 1
-            case Return():
-                return 1
-        return 0
+    The order is made from its end. Before a block stands, if there is one, a block that goes on there without a test, so that it
+    needs no `ja`; of several, the one that most ways lead to.
+    """
+    often = dict.fromkeys(cfg.labels, 0.0)
+    often[cfg.entry] = 1.0
+    for label, block in cfg.blocks.items():
+        for target in block.targets:
+            often[target] += often[label] / len(block.targets)
+    predecessors, number = cfg.predecessors, {label: index for index, label in enumerate(cfg.labels)}
+    to_place = {label: len(block.targets) for label, block in cfg.blocks.items()}
+    order: list[Label] = []
+    labels = cfg.labels
+    # The numbers of the blocks whose followers are all placed; the next one is the last.
+    ready = sorted((_rank(block), number[label]) for label, block in cfg.blocks.items() if not block.targets)
+    while ready:
+        followed = predecessors[order[-1]] if order else []
+        before = [label for label in followed if to_place[label] == 0 and isinstance(cfg.blocks[label].end, Goto)]
+        best = max(before, key=lambda label: (often[label], -number[label]), default=None)
+        _, at = ready.pop(-1 if best is None else bisect_left(ready, (0, number[best])))
+        label = labels[at]
+        order.append(label)
+        to_place[label] = -1
+        for pred in predecessors[label]:
+            to_place[pred] -= 1
+            if to_place[pred] == 0:
+                insort(ready, (0, number[pred]))
+    return order[::-1]
 
-    return sorted(cfg.labels, key=key)
+
+def _rank(block: Block) -> int:
+    """What returns stands at the end, acceptance before rejection."""
+    match block.end:
+        case Return(Const(0)):
+            return 2
+        case Return():
+            return 1
+    return 0
 
 
 def _allocate(cfg: Cfg) -> dict[Local, int]:
@@ -167,6 +199,7 @@ class _Writer:
     x: frozenset[Value]
     memory: set[Local]
     live: Set[Local] = frozenset()
+    reads: Counter[Local] = field(default_factory=Counter)
     code: list[Instruction | _Jump] = field(default_factory=list)
     temporaries: int = 0
 
@@ -175,14 +208,14 @@ class _Writer:
 
     def set_a(self, code: int, k: int, values: frozenset[Value]) -> None:
         """Write an instruction that changes A, and know what A holds then."""
-        for local in _in_order(self.live & self.a - self.x - self.memory):
+        for local in _in_order(self.wanted & self.a - self.x - self.memory):
             self.save(local)
         self.emit(code, k)
         self.a = values
 
     def set_x(self, code: int, k: int, values: frozenset[Value]) -> None:
         """Write an instruction that changes X, and know what X holds then."""
-        for local in _in_order(self.live & self.x - self.a - self.memory):
+        for local in _in_order(self.wanted & self.x - self.a - self.memory):
             self.save(local)
         self.emit(code, k)
         self.x = values
@@ -198,12 +231,17 @@ class _Writer:
         else:
             self.code.append(store)
 
+    @property
+    def wanted(self) -> Set[Local]:
+        """The locals that are read later, or by what is still to be computed of the value at hand."""
+        return self.live | {local for local, count in self.reads.items() if count > 0}
+
     def block(self, block: Block, following: Label | None, live_after: Set[Local]) -> None:
         for index, (local, value) in enumerate(block.assignments):
-            self.live = live_before(Block(block.assignments[index:], block.end), live_after)
             rest = Block(block.assignments[index + 1 :], block.end)
-            self.assign(local, value, live_before(rest, live_after), self.next_base(rest))
-        self.live = live_before(Block((), block.end), live_after)
+            self.live, self.reads = live_before(rest, live_after) - {local}, _reads(value)
+            self.assign(local, value, self.next_base(rest))
+        self.live, self.reads = live_after, _reads(*Block((), block.end).values)
         match block.end:
             case Goto(target):
                 if target != following:
@@ -222,7 +260,7 @@ class _Writer:
         loads = (part for value in values for part in parts(value) if isinstance(part, Load))
         return next((load.offset for load in loads if isinstance(load.offset, Local)), None)
 
-    def assign(self, local: Local, value: Value, live_after: Set[Local], next_base: Local | None) -> None:
+    def assign(self, local: Local, value: Value, next_base: Local | None) -> None:
         if local == VOID:
             self.to_a(value)
             return
@@ -230,8 +268,8 @@ class _Writer:
         through_x = local in self.bases and (next_base == local or next_base not in self.x)
         if not (through_x and loads_x(value)):
             self.to_a(value)
+            self.reads.clear()
         # Now the old value of the local is needed no more, and what was computed from it is not computed from the new one.
-        self.live = live_after - {local}
         if through_x:
             self.to_x(value)
         self.memory.discard(local)
@@ -259,10 +297,12 @@ class _Writer:
     def to_a(self, value: Value) -> None:
         """Code that puts a value into A, unless it is there."""
         if value in self.a:
+            self.reads -= _reads(value)
             return
         holds = frozenset({value})
         match value:
             case _ if value in self.x:
+                self.reads -= _reads(value)
                 self.set_a(bpf.TXA, 0, self.x)
             case Const(number):
                 self.set_a(bpf.LD_IMM, number, holds)
@@ -295,10 +335,12 @@ class _Writer:
     def to_x(self, value: Value) -> None:
         """Code that puts a value into X, unless it is there. A may change, unless `loads_x` can load it."""
         if value in self.x:
+            self.reads -= _reads(value)
             return
         holds = frozenset({value})
         match value:
             case _ if value in self.a:
+                self.reads -= _reads(value)
                 self.set_x(bpf.TAX, 0, self.a)
             case Const(number):
                 self.set_x(bpf.LDX_IMM, number, holds)
@@ -345,6 +387,11 @@ class _Writer:
         if left in self.x and right in self.a:
             return True
         return (left in self.x or left in self.a or loads_x(left)) and not (right in self.x or loads_x(right))
+
+
+def _reads(*values: Value) -> Counter[Local]:
+    """How often each local is read to compute some values."""
+    return Counter(part for value in values for part in parts(value) if isinstance(part, Local))
 
 
 def _spares_x(value: Value, a: frozenset[Value], x: frozenset[Value]) -> bool:
@@ -407,6 +454,8 @@ def _resolve_jumps(blocks: Sequence[tuple[Label, Sequence[Instruction | _Jump]]]
     distance is known at once.
     """
     backwards: list[Instruction] = []
+    # The slots of M[] that are read from each instruction on before they are written, as bits.
+    needed: list[int] = []
     places: dict[Label, int] = {}
     hops: dict[Label, int] = {}
     verdicts = {
@@ -417,17 +466,37 @@ def _resolve_jumps(blocks: Sequence[tuple[Label, Sequence[Instruction | _Jump]]]
         direct = len(backwards) - places[target]
         return direct if direct <= 255 or target not in hops else len(backwards) - hops[target]
 
+    def put(instruction: Instruction) -> None:
+        following = () if instruction.code in (bpf.RET_K, bpf.RET_A) else instruction.targets(0) or (1,)
+        slots = reduce(or_, (needed[-target] for target in following), 0)
+        match instruction.code:
+            case bpf.LD_MEM | bpf.LDX_MEM:
+                slots |= 1 << instruction.k
+            case bpf.ST | bpf.STX:
+                slots &= ~(1 << instruction.k)
+        backwards.append(instruction)
+        needed.append(slots)
+
+    def put_hop(target: Label) -> None:
+        if target in verdicts:
+            if needed[-1]:
+                # The kernel's check runs straight on through a `ret`, but not through a jump.
+                put(Instruction(bpf.JA, k=len(backwards) - 1))
+            put(verdicts[target])
+        else:
+            put(Instruction(bpf.JA, k=len(backwards) - places[target]))
+        hops[target] = len(backwards)
+
     for label, code in reversed(blocks):
         for item in reversed(code):
             if isinstance(item, Instruction):
-                backwards.append(item)
+                put(item)
             elif item.code == bpf.JA:
-                backwards.append(Instruction(bpf.JA, k=len(backwards) - places[item.then]))
+                put(Instruction(bpf.JA, k=len(backwards) - places[item.then]))
             else:
                 while far := [target for target in (item.then, item.otherwise) if distance(target) > 255]:
-                    backwards.append(verdicts.get(far[0]) or Instruction(bpf.JA, k=len(backwards) - places[far[0]]))
-                    hops[far[0]] = len(backwards)
-                backwards.append(Instruction(item.code, distance(item.then), distance(item.otherwise), item.k))
+                    put_hop(far[0])
+                put(Instruction(item.code, distance(item.then), distance(item.otherwise), item.k))
         places[label] = len(backwards)
     return tuple(reversed(backwards))
 

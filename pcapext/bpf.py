@@ -22,6 +22,8 @@ from pcapext.flowkeys import FLOW_KEYS, SKF_AD_OFF
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from pcapext.encapsulation import WalkSettings
+
 #: Instructions the kernel takes at most (BPF_MAXINSNS), and slots in the scratch memory M[] (BPF_MEMWORDS).
 MAX_INSTRUCTIONS = 4096
 MEMORY_SLOTS = 16
@@ -224,9 +226,9 @@ class Program(Sequence[Instruction]):
     """A valid classic BPF program: a sequence of `Instruction`, with what it was made from.
 
     `linktype` is a DLT number (1: EN10MB), `snaplen` the snap length in bytes, `expression` the text it was compiled
-    from, `target` the form it was compiled to ("classic" or "flowkeys", DESIGN.md 2). Whatever libpcap's
-    interpreter can run can be built; anything else is a ProgramError. `bytes(program)` is an array of
-    `struct sock_filter` in host byte order.
+    from, `target` the form it was compiled to ("classic" or "flowkeys", DESIGN.md 2), `settings` those of the walk
+    that its flow keys come from, None where they are the usual ones. Whatever libpcap's interpreter can run can be built;
+    anything else is a ProgramError. `bytes(program)` is an array of `struct sock_filter` in host byte order.
 
     >>> program = Program((Instruction(LD_H_ABS, k=12), Instruction(JEQ_K, 0, 1, 0x806), Instruction(RET_K, k=64), Instruction(RET_K)))
     >>> len(program), program[0].k, program.matches(bytes(12) + b"\\x08\\x06")
@@ -238,12 +240,15 @@ class Program(Sequence[Instruction]):
     snaplen: int = MAXIMUM_SNAPLEN
     expression: str | None = None
     target: str = "classic"
+    settings: WalkSettings | None = None
     # Kept, because the machine looks a program up for every packet.
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "instructions", tuple(self.instructions))
-        object.__setattr__(self, "_hash", hash((self.instructions, self.linktype, self.snaplen, self.expression, self.target)))
+        if self.settings is not None and self.settings == type(self.settings)():
+            object.__setattr__(self, "settings", None)
+        object.__setattr__(self, "_hash", hash(self._made_of))
         if not 0 <= self.linktype <= 0xFFFF:
             raise ProgramError(f"link type {self.linktype} is out of range, expected 0 to {0xFFFF}")
         if not 1 <= self.snaplen <= 0x7FFF_FFFF:
@@ -257,9 +262,13 @@ class Program(Sequence[Instruction]):
     def __hash__(self) -> int:
         return self._hash
 
-    def __reduce__(self) -> tuple[type[Program], tuple[tuple[Instruction, ...], int, int, str | None, str]]:
+    def __reduce__(self) -> tuple[type[Program], tuple[object, ...]]:
         # Strings hash differently in each process, so the kept hash must not travel.
-        return Program, (self.instructions, self.linktype, self.snaplen, self.expression, self.target)
+        return Program, self._made_of
+
+    @property
+    def _made_of(self) -> tuple[object, ...]:
+        return self.instructions, self.linktype, self.snaplen, self.expression, self.target, self.settings
 
     def __len__(self) -> int:
         return len(self.instructions)

@@ -14,13 +14,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pcapext import __version__, pcap_bridge
 from pcapext.bpf import MAXIMUM_SNAPLEN, Program
 from pcapext.compiler import TARGETS, compile
 from pcapext.dump import STYLES
-from pcapext.errors import PcapextError, ProgramError, printable
+from pcapext.errors import PcapextError, ProgramError, SettingsError, printable
 from pcapext.flowkeys import KEY_BY_K
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _compile(options: argparse.Namespace) -> int:
         linktype = options.linktype
     if options.snaplen is not None:
         snaplen = options.snaplen
-    program = _filter_program(options, linktype, snaplen)
+    program = _filter_program(options, linktype, snaplen, _chosen_settings(options))
     print(program.dump(options.format), end="")
     if program.flow_keys:
         words = ", ".join(f"[{key}]" for key in program.flow_keys)
@@ -111,7 +111,20 @@ def _read_text(path: str) -> str:
         raise PcapextError(f"{name}: {error}") from None
 
 
-def _filter_program(options: argparse.Namespace, linktype: str | int, snaplen: int) -> Program:
+def _chosen_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings of the walk that the flags give, by name; `compile` and `WalkSettings` take them."""
+    chosen = {name: getattr(options, name) for name in ("tunnel_ports", *_BOUNDS) if getattr(options, name) is not None}
+    if chosen:
+        from pcapext.encapsulation import WalkSettings
+
+        try:
+            WalkSettings(**chosen)
+        except SettingsError as error:
+            options.usage_error(str(error))
+    return chosen
+
+
+def _filter_program(options: argparse.Namespace, linktype: str | int, snaplen: int, settings: dict[str, Any]) -> Program:
     """The program of the expression."""
     return compile(
         _expression(options),
@@ -120,19 +133,25 @@ def _filter_program(options: argparse.Namespace, linktype: str | int, snaplen: i
         netmask=options.netmask,
         optimize=not options.no_optimize,
         target=options.target,
+        **settings,
     )
 
 
 def _program_for(options: argparse.Namespace, capture: Capture) -> Program:
-    """The program to run over a capture: of the expression, or the one given with --program."""
+    """The program to run over a capture: of the expression, or the one given with --program, whose settings flags replace."""
+    settings = _chosen_settings(options)
     if options.program is None:
-        program = _filter_program(options, capture.linktype, capture.snaplen)
+        program = _filter_program(options, capture.linktype, capture.snaplen, settings)
     elif options.expression or options.file is not None:
         options.usage_error("argument --program: not allowed with a filter")
     else:
         from dataclasses import replace
 
         program = replace(_read_program(options.program), linktype=capture.linktype)
+        if settings:
+            from pcapext.encapsulation import WalkSettings
+
+            program = replace(program, settings=WalkSettings(**settings))
     for instruction in program:
         if instruction.ancillary and instruction.k not in KEY_BY_K:
             raise PcapextError(f"the filter asks for [{instruction.ancillary.name}], which no capture file holds")
@@ -173,7 +192,7 @@ def _filter(options: argparse.Namespace) -> int:
             from pcapext.summary import summarize
 
             for packet in _matching(capture, program, options.packets):
-                print(summarize(packet))
+                print(summarize(packet, program.settings))
     return 0
 
 
@@ -204,7 +223,7 @@ def _keys(options: argparse.Namespace) -> int:
         for number, packet in enumerate(capture, 1):
             if not program.matches(packet.data, packet.wirelen):
                 continue
-            keys = asdict(dissect(packet.data, packet.linktype))
+            keys = asdict(dissect(packet.data, packet.linktype, program.settings))
             values = {key: keys[key] for key in shown}
             if options.json:
                 print(json.dumps({"packet": number, **values}))
@@ -269,6 +288,33 @@ def _snaplen(text: str) -> int:
     return _whole_number(0, MAXIMUM_SNAPLEN)(text) or MAXIMUM_SNAPLEN
 
 
+class _TunnelPort(argparse.Action):
+    """Gathers `NAME=PORT,PORT...` in a mapping of names to lists of ports. No port after the sign turns the tunnel off."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, text: object, *_: object) -> None:
+        name, sign, ports = str(text).partition("=")
+        if not sign:
+            raise argparse.ArgumentError(self, f"'{text}' is no name of a tunnel with its ports, as in vxlan=4789,8472")
+        tunnels: dict[str, tuple[int, ...]] = getattr(namespace, self.dest) or {}
+        if name in tunnels:
+            raise argparse.ArgumentError(self, f"{name} is given twice, expected one list of ports")
+        try:
+            numbers = tuple(map(_whole_number(1, 0xFFFF), ports.split(","))) if ports else ()
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentError(self, f"{name}: {error}") from None
+        setattr(namespace, self.dest, tunnels | {name: numbers})
+
+
+#: The bounds among the settings of the walk, and what their flags say in the help.
+_BOUNDS = {
+    "max_levels": "walk no more levels of headers, 1 to 16 (4)",
+    "vlan_tags": "walk no more VLAN tags in a level, 0 to 16 (3)",
+    "mpls_labels": "walk no more MPLS labels in a level, 0 to 16 (6)",
+    "extension_headers": "walk no more IPv6 extension headers in a level, 0 to 16 (4)",
+    "gtpu_extensions": "walk no more extension headers of a GTP-U header, 0 to 16 (2)",
+}
+
+
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         try:
@@ -295,6 +341,16 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("-O", dest="no_optimize", action="store_true", help="do not optimize")
         added.add_argument("-t", dest="target", default="flowkeys", choices=TARGETS, help="the form of program (flowkeys)")
         added.add_argument("--netmask", type=_netmask, default=0, metavar="MASK", help="the network's, for 'ip broadcast' (0.0.0.0)")
+        settings = added.add_argument_group("settings of the walk through the headers")
+        settings.add_argument(
+            "--tunnel-port",
+            dest="tunnel_ports",
+            action=_TunnelPort,
+            metavar="NAME=PORTS",
+            help="UDP ports of a tunnel, as in vxlan=4789,8472; without ports it is not looked for (one flag a tunnel)",
+        )
+        for name, limit in _BOUNDS.items():
+            settings.add_argument(f"--{name.replace('_', '-')}", type=_whole_number(0), metavar="N", help=limit)
 
     added = add("compile", _compile, "print the program of a filter")
     styles = added.add_mutually_exclusive_group()

@@ -11,10 +11,15 @@ markers become blocks of ours.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from pcapext import pcap_bridge
 from pcapext.bpf import MAX_INSTRUCTIONS, MAXIMUM_SNAPLEN, Instruction, Program
 from pcapext.errors import FilterError, ProgramError, Span
+
+if TYPE_CHECKING:
+    from pcapext.encapsulation import WalkSettings
 
 #: The forms of program that `compile` makes (DESIGN.md 2).
 TARGETS = ("flowkeys", "classic")
@@ -28,6 +33,12 @@ def compile(
     netmask: int | None = None,
     optimize: bool = True,
     target: str = "flowkeys",
+    tunnel_ports: Mapping[str, Iterable[int]] | None = None,
+    max_levels: int | None = None,
+    vlan_tags: int | None = None,
+    mpls_labels: int | None = None,
+    extension_headers: int | None = None,
+    gtpu_extensions: int | None = None,
 ) -> Program:
     """Compile a filter.
 
@@ -36,24 +47,47 @@ def compile(
     keys, or "classic", a long one that runs on every kernel and libpcap; a filter without extension terms is always "classic".
     An empty expression accepts everything.
 
-    Raises `FilterError`, which shows the place, for an expression without a program, and `LibpcapError` where libpcap is
-    missing or does not know the link type.
+    The others are settings of the walk through the headers (LANGUAGE.md 5), kept in the program; None is the usual value. `tunnel_ports`
+    has UDP ports by the name of the tunnel: tunnels that it does not name keep theirs, an empty list turns one off.
+    `max_levels` (4), 1 to 16, is how many levels are walked; `vlan_tags` (3), `mpls_labels` (6), `extension_headers` (4) and
+    `gtpu_extensions` (2), each 0 to 16, are how many of these are walked in a level.
+
+    Raises `FilterError`, which shows the place, for an expression without a program, `SettingsError` for a setting that is unknown or
+    out of range, and `LibpcapError` where libpcap is missing or does not know the link type.
 
     >>> len(compile("inner tcp port 80"))
     11
     >>> compile("inner tcp port 80", target="classic").kernel_refusal() is None
     True
+    >>> compile("inner tcp", tunnel_ports={"vxlan": (4789,), "teredo": ()}, max_levels=2).settings.max_levels
+    2
     """
     if target not in TARGETS:
         raise FilterError(f"unknown target '{target}', expected {' or '.join(TARGETS)}")
     number = pcap_bridge.linktype_number(linktype)
+    settings = _settings(
+        tunnel_ports=tunnel_ports,
+        max_levels=max_levels,
+        vlan_tags=vlan_tags,
+        mpls_labels=mpls_labels,
+        extension_headers=extension_headers,
+        gtpu_extensions=gtpu_extensions,
+    )
     if _may_extend(expression):
-        instructions, made_for = _compile_extended(expression, number, snaplen, netmask, optimize, target)
+        instructions, made_for = _compile_extended(expression, number, snaplen, netmask, optimize, target, settings)
     else:
         instructions, made_for = _compile_standard(expression, number, snaplen, netmask, optimize), "classic"
-    if len(instructions) > MAX_INSTRUCTIONS:
-        raise FilterError(f"the program would take {len(instructions)} instructions, and no kernel takes more than {MAX_INSTRUCTIONS}")
-    return Program(instructions, number, snaplen, expression, made_for)
+    return Program(instructions, number, snaplen, expression, made_for, settings)
+
+
+def _settings(**given: Any) -> WalkSettings | None:
+    """The settings that are not None with the usual ones for the others; None where all are."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if not chosen:
+        return None
+    from pcapext.encapsulation import WalkSettings  # here, since most filters are compiled without
+
+    return WalkSettings(**chosen)
 
 
 def _may_extend(expression: str) -> bool:
@@ -65,13 +99,23 @@ def _may_extend(expression: str) -> bool:
 
 def _compile_standard(expression: str, linktype: int, snaplen: int, netmask: int | None, optimize: bool) -> tuple[Instruction, ...]:
     try:
-        return pcap_bridge.compile_expression(expression, linktype, snaplen, netmask, optimize)
+        instructions = pcap_bridge.compile_expression(expression, linktype, snaplen, netmask, optimize)
     except FilterError as error:
         raise _placed(error, expression, linktype, snaplen, netmask) from None
+    return _checked_length(instructions)
+
+
+def _checked_length(instructions: tuple[Instruction, ...], walk: WalkSettings | None = None) -> tuple[Instruction, ...]:
+    """The instructions, if a kernel takes as many. `walk`: the settings of the walk that is among them."""
+    if len(instructions) <= MAX_INSTRUCTIONS:
+        return instructions
+    message = f"the program would take {len(instructions)} instructions, and no kernel takes more than {MAX_INSTRUCTIONS}"
+    bounds = [f"{name} (now {number})" for name, number in walk.bounds if number > 1] if walk else []
+    raise FilterError(f"{message}; it is shorter with a smaller {', '.join(bounds)}" if bounds else message)
 
 
 def _compile_extended(
-    expression: str, linktype: int, snaplen: int, netmask: int | None, optimize: bool, target: str
+    expression: str, linktype: int, snaplen: int, netmask: int | None, optimize: bool, target: str, settings: WalkSettings | None
 ) -> tuple[tuple[Instruction, ...], str]:
     # Imported here: a standard expression needs neither our parser nor our passes.
     from pcapext.assemble import assemble
@@ -109,13 +153,12 @@ def _compile_extended(
         cfg = improve(cfg)
         if cfg.blocks[cfg.entry] == REJECT:
             raise FilterError("expression rejects all packets", expression, Span(0, len(expression)))
-    if target == "classic":
+    walk = settings or DEFAULT_SETTINGS
+    lowered = (lower if target == "classic" else lower_in_place)(cfg, LINK_LAYER_BY_NUMBER[linktype], walk)
+    if lowered is not cfg:
         # Not left to `optimize`: what `lower` makes is meant for the passes, and too long for any kernel without them.
-        cfg = improve(lower(cfg, LINK_LAYER_BY_NUMBER[linktype], DEFAULT_SETTINGS))
-    else:
-        lowered = lower_in_place(cfg, LINK_LAYER_BY_NUMBER[linktype], DEFAULT_SETTINGS)
-        cfg = cfg if lowered is cfg else improve(lowered)
-    return assemble(cfg), target
+        cfg = improve(lowered)
+    return _checked_length(assemble(cfg), None if lowered is cfg else walk), target
 
 
 def _placed(error: FilterError, expression: str, linktype: int, snaplen: int, netmask: int | None) -> FilterError:

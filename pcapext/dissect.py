@@ -67,8 +67,8 @@ class Walk:
     headers: tuple[Header, ...]
 
 
-def dissect(packet: Buffer, linktype: int = 1, settings: WalkSettings = DEFAULT_SETTINGS) -> FlowKeys:
-    """The flow keys of `packet`, whose link type is `linktype` (a DLT number of libpcap on Linux).
+def dissect(packet: Buffer, linktype: int = 1, settings: WalkSettings | None = None) -> FlowKeys:
+    """The flow keys of `packet`, whose link type is `linktype` (a DLT number of libpcap on Linux), with `settings` or the usual ones.
 
     Raises `FilterError` for a link type that the walk cannot start at, never for the bytes of a packet.
 
@@ -79,14 +79,14 @@ def dissect(packet: Buffer, linktype: int = 1, settings: WalkSettings = DEFAULT_
     return walk(packet, linktype, settings).keys
 
 
-def walk(packet: Buffer, linktype: int = 1, settings: WalkSettings = DEFAULT_SETTINGS) -> Walk:
+def walk(packet: Buffer, linktype: int = 1, settings: WalkSettings | None = None) -> Walk:
     """The same walk with all that it met. Arguments and errors are those of `dissect`."""
     start = table.LINK_LAYER_BY_NUMBER.get(linktype)
     if start is None:
         names = ", ".join(row.name for row in table.LINK_LAYERS)
         raise FilterError(f"no walk through packets of link type {linktype}; there is one for {names}")
     data = memoryview(packet).tobytes()[: table.WALKED_BYTES]
-    return _Walker(data, settings).run(start)
+    return _Walker(data, settings or DEFAULT_SETTINGS).run(start)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ Out: its text, ending in a newline. `pcapext.textforms` reads every style back: 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from pcapext.bpf import OPCODE_BY_CODE, Instruction, Operand, Program
@@ -22,8 +23,9 @@ def dump(program: Program, style: str = "d") -> str:
     - `ddd`: the number of instructions, then four decimal numbers a line, as `tcpdump -ddd`
     - `asm`: source for the kernel's bpf_asm (tools/bpf), with labels; flow keys as `#tproto`
     - `bytecode`: `ddd` on one line with commas, as `iptables -m bpf --bytecode` and `tc ... bpf bytecode` take it
-    - `json`: an object with `linktype`, `snaplen`, `expression` (a string or null), `target`, and `instructions`, an
-      array of objects with the numbers `code`, `jt`, `jf` and `k`
+    - `json`: an object with `linktype`, `snaplen`, `expression` (a string or null), `target`, `settings` (an object with all
+      settings of the walk, left out where they are the usual ones), and `instructions`, an array of objects with the
+      numbers `code`, `jt`, `jf` and `k`
     - `c`: the definition of an array of `struct sock_filter`
 
     >>> from pcapext.bpf import LD_H_ABS, JEQ_K, RET_K
@@ -142,7 +144,15 @@ def _json(program: Program) -> str:
     import json  # here, since compile prints another form most of the time
 
     # One instruction a line: json.dumps would give each number its own.
-    head = {"linktype": program.linktype, "snaplen": program.snaplen, "expression": program.expression, "target": program.target}
+    head: dict[str, object] = {
+        "linktype": program.linktype,
+        "snaplen": program.snaplen,
+        "expression": program.expression,
+        "target": program.target,
+    }
+    if program.settings is not None:
+        chosen = {field.name: getattr(program.settings, field.name) for field in dataclasses.fields(program.settings)}
+        head["settings"] = chosen | {"tunnel_ports": dict(program.settings.tunnel_ports)}
     fields = "".join(f"  {json.dumps(name)}: {json.dumps(value)},\n" for name, value in head.items())
     rows = ",\n".join(f"    {json.dumps({'code': i.code, 'jt': i.jt, 'jf': i.jf, 'k': i.k})}" for i in program)
     return f'{{\n{fields}  "instructions": [\n{rows}\n  ]\n}}\n'

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from reprlib import repr as shortened
 from types import MappingProxyType
 
-from pcapext.errors import PcapextError
+from pcapext.errors import SettingsError
 from pcapext.layout import (
     Always,
     ByEtherType,
@@ -43,10 +44,6 @@ AH, TCP, UDP = 51, 6, 17
 
 #: The walk sees this many bytes of a packet, so that every offset fits in 16 bits.
 WALKED_BYTES = 0xFFFF
-
-
-class SettingsError(PcapextError, ValueError):
-    """A setting of the walk that is unknown or out of range; the message names it and what is possible."""
 
 
 # ---- Where a walk starts ----
@@ -103,7 +100,7 @@ LINK_LAYER_BY_NUMBER = {row.linktype: row for row in LINK_LAYERS}
 _CHECKSUM, _KEY, _SEQUENCE = Field(0, 2, 0x8000), Field(0, 2, 0x2000), Field(0, 2, 0x1000)
 _VLAN_ID = Identifier("VLAN id", Field(0, 2, 0x0FFF))
 _VNI = Field(4, 4, 0xFFFFFF00, 8)
-#: Next Protocol of VXLAN-GPE (draft-ietf-nvo3-vxlan-gpe 3) and of NSH (RFC 8300 2.2), which agree.
+#: Next Protocol of NSH (RFC 8300 2.2) and VXLAN-GPE (draft-ietf-nvo3-vxlan-gpe 3.2, whose version 04 has MPLS, but not version 12).
 _NEXT_PROTOCOLS = ((1, IPV4), (2, IPV6), (3, ETHERNET), (4, NSH), (5, MPLS))
 
 ENCAPSULATIONS: tuple[Encapsulation, ...] = (
@@ -218,7 +215,7 @@ ENCAPSULATIONS: tuple[Encapsulation, ...] = (
     Encapsulation(
         "erspan-1",
         "ERSPAN type I",
-        "draft-foschiano-erspan-03",
+        "draft-foschiano-erspan-03 4.1",
         words=("erspan",),
         gre_protocols=(0x88BE,),
         gre_test=Equals(_SEQUENCE, 0),
@@ -227,7 +224,7 @@ ENCAPSULATIONS: tuple[Encapsulation, ...] = (
     Encapsulation(
         "erspan-2",
         "ERSPAN type II",
-        "draft-foschiano-erspan-03",
+        "draft-foschiano-erspan-03 4.2",
         words=("erspan",),
         gre_protocols=(0x88BE,),
         gre_test=Equals(_SEQUENCE, 0x1000),
@@ -238,7 +235,7 @@ ENCAPSULATIONS: tuple[Encapsulation, ...] = (
     Encapsulation(
         "erspan-3",
         "ERSPAN type III",
-        "draft-foschiano-erspan-03",
+        "draft-foschiano-erspan-03 4.3",
         words=("erspan",),
         gre_protocols=(0x22EB,),
         # Frame type 0: an Ethernet frame.
@@ -262,7 +259,7 @@ ENCAPSULATIONS: tuple[Encapsulation, ...] = (
     Encapsulation(
         "vxlan-gpe",
         "VXLAN-GPE",
-        "draft-ietf-nvo3-vxlan-gpe 3",
+        "draft-ietf-nvo3-vxlan-gpe-12 3.1, 3.2",
         words=("vxlan-gpe",),
         ports="vxlan-gpe",
         requires=Equals(Field(0, 1, 0x04), 0x04),
@@ -395,13 +392,13 @@ class TunnelPorts(Mapping[str, tuple[int, ...]]):
 
     def __init__(self, ports: Mapping[str, Iterable[int]] = MappingProxyType({})) -> None:
         if not isinstance(ports, Mapping):
-            raise SettingsError(f"tunnel_ports is {ports!r}, expected a mapping of tunnel names to lists of ports")
+            raise SettingsError(f"tunnel_ports is {shortened(ports)}, expected a mapping of tunnel names to lists of ports")
         chosen = {}
         for name, numbers in ports.items():
             if name not in self.DEFAULTS:
-                raise SettingsError(f"no tunnel over UDP is called {name!r}; there are {', '.join(self.DEFAULTS)}")
+                raise SettingsError(f"no tunnel over UDP is called {shortened(name)}; there are {', '.join(self.DEFAULTS)}")
             if not isinstance(numbers, Iterable):
-                raise SettingsError(f"ports of {name} are {numbers!r}, expected a list of numbers")
+                raise SettingsError(f"ports of {name} are {shortened(numbers)}, expected a list of numbers")
             chosen[name] = tuple(numbers)
         self._by_name = {name: chosen.get(name, usual) for name, usual in self.DEFAULTS.items()}
         #: The row of the table for each port.
@@ -409,7 +406,7 @@ class TunnelPorts(Mapping[str, tuple[int, ...]]):
         for name, numbers in self._by_name.items():
             for port in numbers:
                 if type(port) is not int or not 1 <= port <= 0xFFFF:
-                    raise SettingsError(f"tunnel port {port!r} of {name} is not a number from 1 to 65535")
+                    raise SettingsError(f"tunnel port {shortened(port)} of {name} is not a number from 1 to 65535")
                 row = self.by_port.setdefault(port, BY_PORT_SETTING[name])
                 if row is not BY_PORT_SETTING[name]:
                     raise SettingsError(f"tunnel port {port} is given to both {row.ports} and {name}")
@@ -454,10 +451,16 @@ class WalkSettings:
     def __post_init__(self) -> None:
         if not isinstance(self.tunnel_ports, TunnelPorts):
             object.__setattr__(self, "tunnel_ports", TunnelPorts(self.tunnel_ports))
-        for name in ("max_levels", "vlan_tags", "mpls_labels", "extension_headers", "gtpu_extensions"):
-            number, least = getattr(self, name), 1 if name == "max_levels" else 0
+        for name, number in self.bounds:
+            least = 1 if name == "max_levels" else 0
             if type(number) is not int or not least <= number <= 16:
-                raise SettingsError(f"{name} is {number!r}, expected a number from {least} to 16")
+                raise SettingsError(f"{name} is {shortened(number)}, expected a number from {least} to 16")
+
+    @property
+    def bounds(self) -> tuple[tuple[str, int], ...]:
+        """The settings that are numbers, by name, the one first that a classic program's length depends on most."""
+        names = ("max_levels", "vlan_tags", "mpls_labels", "extension_headers", "gtpu_extensions")
+        return tuple((name, getattr(self, name)) for name in names)
 
     @property
     def by_port(self) -> Mapping[int, Encapsulation]:

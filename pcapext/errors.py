@@ -66,6 +66,10 @@ class FilterError(PcapextError):
         return FilterError, (self.message, self.expression, self.span)
 
 
+class SettingsError(PcapextError, ValueError):
+    """A setting of the walk that is unknown or out of range; the message names it and what is possible."""
+
+
 class ProgramError(PcapextError):
     """A BPF program, or a text of one, that is not valid; the message names the instruction or line."""
 

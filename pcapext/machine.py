@@ -62,8 +62,8 @@ def run(program: Program, packet: Buffer, wirelen: int | None = None, dissect: D
     """Run `program` on `packet`.
 
     `packet` is any buffer: the bytes captured. `wirelen` is the length on the wire, what `ld #pktlen` loads; unless
-    told, all was captured. `dissect(packet, linktype)` gives the flow keys, `pcapext.dissect.dissect` unless told;
-    it is called at the first load of a key and never again for this packet. Raises ProgramError where the
+    told, all was captured. `dissect(packet, linktype)` gives the flow keys; unless told, `pcapext.dissect.dissect` with the
+    settings of the program does. It is called at the first load of a key and never again for this packet. Raises ProgramError where the
     program does not end.
 
     >>> run(Program((Instruction(bpf.LD_LEN), Instruction(bpf.RET_A))), b"abc")
@@ -74,7 +74,7 @@ def run(program: Program, packet: Buffer, wirelen: int | None = None, dissect: D
         wirelen = len(octets)
     elif not 0 <= wirelen <= U32:
         raise ValueError(f"wirelen {wirelen} is out of range, expected 0 to {U32}")
-    state = _State(octets, wirelen, program.linktype, dissect)
+    state = _State(octets, wirelen, program, dissect)
     steps = _decode(program)
     index = 0
     for executed in range(1, max(LIMIT, len(steps)) + 1):
@@ -88,13 +88,13 @@ def run(program: Program, packet: Buffer, wirelen: int | None = None, dissect: D
 class _State:
     """The registers, and what the operations read."""
 
-    __slots__ = ("A", "M", "X", "dissect", "dissected", "keys", "length", "linktype", "packet", "value", "wirelen")
+    __slots__ = ("A", "M", "X", "dissect", "dissected", "keys", "length", "packet", "program", "value", "wirelen")
 
-    def __init__(self, packet: bytes, wirelen: int, linktype: int, dissect: Dissector | None):
+    def __init__(self, packet: bytes, wirelen: int, program: Program, dissect: Dissector | None):
         self.packet = packet
         self.length = len(packet)
         self.wirelen = wirelen
-        self.linktype = linktype
+        self.program = program
         self.dissect = dissect
         self.keys: FlowKeys | None = None
         self.dissected = 0
@@ -131,7 +131,7 @@ def _step(index: int, instruction: Instruction) -> _Step:
 def _load_key(name: str) -> _Operation:
     def load(s: _State, k: int) -> bool:
         if s.keys is None:
-            s.keys = (s.dissect or _reference_walk)(s.packet, s.linktype)
+            s.keys = s.dissect(s.packet, s.program.linktype) if s.dissect else _reference_walk(s.packet, s.program)
             s.dissected += 1
         s.A = getattr(s.keys, name)
         return False
@@ -139,11 +139,11 @@ def _load_key(name: str) -> _Operation:
     return load
 
 
-def _reference_walk(packet: bytes, linktype: int) -> FlowKeys:
+def _reference_walk(packet: bytes, program: Program) -> FlowKeys:
     # Imported where it is first needed: most programs load no key.
     from pcapext.dissect import dissect
 
-    return dissect(packet, linktype)
+    return dissect(packet, program.linktype, program.settings)
 
 
 def _load_word(s: _State, at: int) -> bool:

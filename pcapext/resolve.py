@@ -18,7 +18,7 @@ from functools import partial, reduce
 from typing import TypeVar
 
 from pcapext import names
-from pcapext.encapsulation import ENCAPSULATION_NAMES
+from pcapext.encapsulation import ENCAPSULATION_NAMES, ENCAPSULATIONS
 from pcapext.errors import FilterError, Span, excerpt
 from pcapext.extension import Extension, MixedRelation, Operand, Resolved, Term
 from pcapext.headers import ETHERTYPE_IP, ETHERTYPE_IP6, HEADERS, STEPPED_OVER
@@ -167,12 +167,22 @@ class _Walk:
                 if node.name not in (None, *ENCAPSULATION_NAMES):
                     known = ", ".join(ENCAPSULATION_NAMES)
                     raise self._error(f"unknown encapsulation '{excerpt(str(node.name))}', expected one of {known}", node.span)
+                if node.identifier is not None:
+                    self._check_identifier(str(node.name), node.identifier, node.span)
                 return node if node.name is not None else _relation(">", KeyValue("inner", "depth", node.span), 0, node.span)
             case Standard():
                 if around is not None:
                     raise self._meaningless(node.word, around, node.span)
                 return None
         raise AssertionError(f"{type(node).__name__} is no term")
+
+    def _check_identifier(self, name: str, number: int, span: Span) -> None:
+        identifiers = [row.identifier for row in ENCAPSULATIONS if name in row.words and row.identifier is not None]
+        if not identifiers:
+            raise self._error(f"'encap {name}' takes no number: its header has no identifier", span)
+        largest = max(identifier.field.largest for identifier in identifiers)
+        if number > largest:
+            raise self._error(f"{identifiers[0].name} {number} greater than maximum {largest}", span)
 
     def _protocol(self, scope: Scope, word: str, span: Span) -> Resolved:
         header = HEADERS.get(word)

@@ -1,6 +1,6 @@
 """Packets on one line: when, what the innermost headers are, and how long it was.
 
-In:  a packet of a capture.
+In:  a packet of a capture, and the settings of the walk.
 Out: a line in tcpdump's manner: time of day in the local zone, innermost addresses and ports, protocol, length on the wire.
 """
 
@@ -11,6 +11,7 @@ from ipaddress import ip_address
 
 from pcapext.capture import Packet
 from pcapext.dissect import dissect
+from pcapext.encapsulation import WalkSettings
 from pcapext.flowkeys import FlowKeys
 from pcapext.headers import ETHERTYPE_ARP, ETHERTYPE_IP, ETHERTYPE_IP6, HEADERS, WITH_PORTS
 
@@ -20,9 +21,9 @@ _ADDRESSES = {ETHERTYPE_IP: ("IP", 12, 4), ETHERTYPE_IP6: ("IP6", 8, 16)}
 _PROTOCOL_NAMES = {header.protocol: word for word, header in HEADERS.items() if header.protocol is not None and word != "carp"}
 
 
-def summarize(packet: Packet) -> str:
-    """The line of a packet."""
-    keys = dissect(packet.data, packet.linktype)
+def summarize(packet: Packet, settings: WalkSettings | None = None) -> str:
+    """The line of a packet, walked with `settings` or the usual ones."""
+    keys = dissect(packet.data, packet.linktype, settings)
     tunnels = f", in {keys.depth} tunnel{'s' if keys.depth > 1 else ''}" if keys.depth else ""
     return f"{_time_of_day(packet.timestamp_ns)} {_innermost(bytes(packet.data), keys)}, length {packet.wirelen}{tunnels}"
 

@@ -4,8 +4,8 @@ In:  text, from pcapext, tcpdump, bpf_asm, nfbpf_compile or a hand.
 Out: a `Program`, or a ProgramError that names the line (in JSON the instruction) and says what is wrong and what was
      expected. Any text gives one or the other, in time that grows with its length alone.
 
-Only JSON tells the link type, the snap length and the expression; from the other forms a program has the defaults of
-`Program`. Its target follows from its loads (`pcapext.bpf.program_of`).
+Only JSON tells the link type, the snap length, the expression and the settings of the walk; from the other forms a
+program has the defaults of `Program`. Its target follows from its loads (`pcapext.bpf.program_of`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
 
 from pcapext.bpf import Instruction, Program, program_of, structural_fault
 from pcapext.bpfasm import BLANK, Cursor, Numbered, quoted, read_asm, read_d
-from pcapext.errors import ProgramError
+from pcapext.errors import ProgramError, SettingsError
+
+if TYPE_CHECKING:
+    from pcapext.encapsulation import WalkSettings
 
 
 def read_program(text: str, form: str | None = None) -> Program:
@@ -147,12 +151,33 @@ def _read_json(text: str) -> Program:
             raise ProgramError(f"unknown field {quoted(name)}, expected {', '.join(_JSON_FIELDS)} or instructions")
         if type(value) not in _JSON_FIELDS[name]:
             raise ProgramError(f"'{name}' is {type(value).__name__}, expected {_JSON_FIELDS[name][0].__name__}")
+    if "settings" in document:
+        document["settings"] = _json_settings(document["settings"])
     return replace(program, **document)
 
 
 #: The types of a program's fields. A JSON boolean is no number, though a Python one is.
-_JSON_FIELDS: dict[str, tuple[type, ...]] = {"linktype": (int,), "snaplen": (int,), "expression": (str, type(None)), "target": (str,)}
+_JSON_FIELDS: dict[str, tuple[type, ...]] = {
+    "linktype": (int,),
+    "snaplen": (int,),
+    "expression": (str, type(None)),
+    "target": (str,),
+    "settings": (dict,),
+}
 _JSON_INSTRUCTION = {"code", "jt", "jf", "k"}
+
+
+def _json_settings(chosen: dict[str, Any]) -> WalkSettings:
+    from pcapext.encapsulation import WalkSettings  # here, since hardly a program has settings of its own
+
+    names = [field.name for field in fields(WalkSettings)]
+    for name in chosen:
+        if name not in names:
+            raise ProgramError(f"unknown setting {quoted(name)}, expected {', '.join(names)}")
+    try:
+        return WalkSettings(**chosen)
+    except SettingsError as error:
+        raise ProgramError(f"'settings': {error}") from None
 
 
 def _json_instruction(item: object, index: int) -> Instruction:

@@ -39,6 +39,7 @@ ROWS = (
     "extension",
     # Text to syntax tree.
     "parser",
+    "misfit",
     "lexer _parsetab",
     "names locate",
     "syntax",

@@ -20,6 +20,7 @@ from bpf_oracles import Kernel, attach, libpcap_accepts, packed, random_instruct
 
 from pcapext import bpf
 from pcapext.bpf import ANCILLARY, OPCODES, Fault, Instruction, Program, kernel_fault, program_of, structural_fault
+from pcapext.encapsulation import WalkSettings
 from pcapext.errors import ProgramError
 from pcapext.flowkeys import FLOW_KEYS, SKF_AD_OFF
 
@@ -256,16 +257,23 @@ def test_programs_compare_by_all_they_are() -> None:
     assert program == same
     assert hash(program) == hash(same)
     others = [Program(ARP[2:]), Program(ARP, 113), Program(ARP, snaplen=65), Program(ARP, expression="ip"), Program(ARP, target="flowkeys")]
-    assert len({program, same, *others}) == 6
+    others += [dataclasses.replace(program, settings=WalkSettings(max_levels=levels)) for levels in (1, 2)]
+    assert len({program, same, *others}) == 8
+    # The usual settings are the same as none.
+    assert Program(ARP, settings=WalkSettings()) == Program(ARP)
+    assert Program(ARP, settings=WalkSettings()).settings is None
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_program_travels(protocol: int) -> None:
     """Also to a process where strings hash otherwise."""
-    program = Program(ARP, 12, 64, "arp", "flowkeys")
+    program = Program(ARP, 12, 64, "arp", "flowkeys", WalkSettings(tunnel_ports={"vxlan": [5000]}, max_levels=2))
     assert pickle.loads(pickle.dumps(program, protocol)) == program == copy.copy(program) == copy.deepcopy(program)
     if protocol == pickle.HIGHEST_PROTOCOL:
-        script = "import pickle, sys; p = pickle.load(sys.stdin.buffer); print({p: p.expression}[type(p)(p[:], 12, 64, 'arp', 'flowkeys')])"
+        script = """
+import pickle, sys
+p = pickle.load(sys.stdin.buffer)
+print({p: p.expression}[type(p)(p[:], 12, 64, 'arp', 'flowkeys', type(p.settings)({'vxlan': [5000]}, 2))])"""
         run = subprocess.run([sys.executable, "-c", script], input=pickle.dumps(program), capture_output=True, check=True)
         assert run.stdout == b"arp\n"
 

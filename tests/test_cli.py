@@ -16,6 +16,7 @@ import pytest
 from oracle import Packet, expected, text_of, with_known_values
 from packets import LINK_TYPES
 
+import benchmarks.frames
 import pcapext
 from pcapext import pcap_bridge
 from pcapext.cli import main
@@ -438,6 +439,81 @@ def test_keys_needs_a_link_type_that_the_walk_knows(capsys: Capsys, tmp_path: Pa
     assert "link type" in capsys.readouterr().err
 
 
+# ---- Settings of the walk ----
+
+
+@pytest.fixture
+def frames_of_settings(tmp_path: Path) -> str:
+    """A capture with a plain packet, one in VXLAN to port 5000 and one in three tunnels, all of a web server."""
+    frames = benchmarks.frames.frames("EN10MB")
+    moved = frames["vxlan"].replace((4789).to_bytes(2, "big"), (5000).to_bytes(2, "big"))
+    path = tmp_path / "settings.pcap"
+    path.write_bytes(pcap([frames["tcp"], moved, frames["deep"]]))
+    return str(path)
+
+
+#: Flags, and the depth of the three packets; where it is None, the walk does not come to port 80.
+SETTINGS: list[tuple[list[str], list[int | None]]] = [
+    ([], [0, None, 3]),
+    (["--tunnel-port", "vxlan=4789,5000"], [0, 1, 3]),
+    (["--tunnel-port", "vxlan=5000", "--tunnel-port", "teredo="], [0, 1, None]),
+    (["--max-levels=3", "--tunnel-port=vxlan=5000,4789", "--vlan-tags", "0", "--mpls-labels", "0"], [0, 1, None]),
+    (["--max-levels", "1", "--extension-headers", "0", "--gtpu-extensions", "0"], [0, None, None]),
+]
+
+
+@pytest.mark.parametrize(("flags", "depths"), SETTINGS)
+def test_settings(capsys: Capsys, tmp_path: Path, frames_of_settings: str, flags: list[str], depths: list[int | None]) -> None:
+    found = [(number, depth) for number, depth in enumerate(depths, 1) if depth is not None]
+    over = ["-r", frames_of_settings]
+
+    def picked(*arguments: str) -> list[tuple[int, int]]:
+        rows = map(json.loads, succeeds(capsys, "keys", "--json", *over, *arguments).splitlines())
+        return [(row["packet"], row["depth"]) for row in rows]
+
+    # Short classic programs are enough.
+    for target in ("flowkeys", "classic") if any("levels" in flag for flag in flags) else ("flowkeys",):
+        assert picked("-t", target, *flags, "inner tcp port 80") == found
+        assert succeeds(capsys, "filter", *over, "-t", target, *flags, "--count", "inner tcp port 80").split()[0] == str(len(found))
+    lines = succeeds(capsys, "filter", *over, *flags, "inner tcp port 80").splitlines()
+    assert [", in 1 tunnel" in line or ", in 3 tunnels" in line for line in lines] == [depth > 0 for _, depth in found]
+    # Where there is no filter to compile, the packets are walked with the settings all the same.
+    assert [depth for number, depth in picked(*flags) if (number, depth) in found] == [depth for _, depth in found]
+    # A program in JSON brings its settings along; flags go before them, and before the lack of any in another form.
+    assert main(["compile", "--format", "json", *flags, "inner tcp port 80"]) == 0
+    program = tmp_path / "program"
+    program.write_text(capsys.readouterr().out)
+    assert picked("--program", str(program)) == found
+    assert picked("--program", str(program), "--max-levels", "16", "--tunnel-port", "vxlan=5000,4789") == [(1, 0), (2, 1), (3, 3)]
+    program.write_text(succeeds(capsys, "assemble", str(program)))
+    assert picked("--program", str(program), *flags) == found
+
+
+@pytest.mark.parametrize("command", [["compile"], ["filter", "-r", TUNNELS], ["keys", "-r", TUNNELS]])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--max-levels", "0"], "max_levels is 0, expected a number from 1 to 16"),
+        (["--max-levels", "17"], "max_levels is 17, expected a number from 1 to 16"),
+        (["--vlan-tags", "17"], "vlan_tags is 17, expected a number from 0 to 16"),
+        (["--mpls-labels", "-1"], "argument --mpls-labels: -1 is out of range, expected 0 or more"),
+        (["--gtpu-extensions", "x"], "argument --gtpu-extensions: 'x' is no number"),
+        (["--tunnel-port", "4789"], "argument --tunnel-port: '4789' is no name of a tunnel with its ports, as in vxlan=4789,8472"),
+        (["--tunnel-port", "vxlan=70000"], "argument --tunnel-port: vxlan: 70000 is out of range, expected 1 to 65535"),
+        (["--tunnel-port", "vxlan=4789,"], "argument --tunnel-port: vxlan: '' is no number"),
+        (
+            ["--tunnel-port", "vxlan=1", "--tunnel-port", "vxlan=2"],
+            "argument --tunnel-port: vxlan is given twice, expected one list of ports",
+        ),
+        (["--tunnel-port", "vxlna=1"], "no tunnel over UDP is called 'vxlna'; there are vxlan, vxlan-gpe, geneve, gtpu, mpls, gre, teredo"),
+        (["--tunnel-port", "vxlan=2152"], "tunnel port 2152 is given to both vxlan and gtpu"),
+    ],
+)
+def test_settings_that_cannot_be(capsys: Capsys, command: list[str], flags: list[str], message: str) -> None:
+    for expression in ("", "tcp", "inner tcp"):
+        assert misused(capsys, *command, *flags, expression) == f"pcapext {command[0]}: error: {message}"
+
+
 # ---- assemble, disassemble, check ----
 
 
@@ -652,7 +728,7 @@ def test_arguments_that_are_no_text() -> None:
 
 #: What compiling has no use for; each takes milliseconds to load.
 NOT_FOR_COMPILE = {
-    *("json", "pathlib", "ipaddress", "datetime", "threading", "tempfile", "importlib.metadata", "bisect"),
+    *("json", "pathlib", "ipaddress", "datetime", "threading", "tempfile", "importlib.metadata"),
     *(
         "pcapext.capture",
         "pcapext.pcap_handles",

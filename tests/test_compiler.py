@@ -7,6 +7,7 @@ import re
 import subprocess
 import time
 from itertools import cycle
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -14,10 +15,12 @@ from hypothesis import strategies as st
 from oracle import UNKNOWN_NETMASK, Refused, libpcap_compile, libpcap_matches
 
 import pcapext
+from benchmarks.frames import frames
 from pcapext import pcap_bridge
 from pcapext.bpf import MAX_INSTRUCTIONS, Program
-from pcapext.compiler import compile
-from pcapext.errors import FilterError, LibpcapError
+from pcapext.compiler import TARGETS, compile
+from pcapext.encapsulation import WalkSettings
+from pcapext.errors import FilterError, LibpcapError, SettingsError
 from pcapext.flowkeys import FlowKeys
 from pcapext.machine import run
 
@@ -453,8 +456,8 @@ def test_empty_filters_accept_everything(text: str, optimize: bool) -> None:
         ("inner host ^nosuchname.invalid^", "unknown host 'nosuchname.invalid'"),
         ("ip and inner tcp port ^70000^", "illegal port number 70000 > 65535"),
         ("inner net ^10.0.0.1/8^", 'non-network bits set in "10.0.0.1/8"'),
-        ("^outer tcp^ and ip", "target 'flowkeys' cannot express 'outer'"),
-        ("ip and ^encap vxlan 5^", "target 'flowkeys' cannot express 'encap vxlan'"),
+        ("ip and ^encap ipip 5^", "'encap ipip' takes no number: its header has no identifier"),
+        ("^encap vlan 4096^", "VLAN id 4096 greater than maximum 4095"),
     ],
 )
 def test_errors_point_at_the_term(text: str, message: str, optimize: bool) -> None:
@@ -668,6 +671,89 @@ def test_the_dissector_runs_when_it_must_and_once(text: str, calls: int, optimiz
 @pytest.mark.parametrize(("text", "most"), [("inner tcp port 80", 11), ("poff > 54", 4), ("inner tproto tcp", 4)])
 def test_short_programs(text: str, most: int) -> None:
     assert len(compile(text)) <= most
+
+
+# ---- Settings of the walk ----
+
+FRAMES = frames("EN10MB")
+
+#: Settings with which `inner tcp port 80` no longer holds for a packet, as the walk ends before.
+TOO_SHORT: list[tuple[dict[str, Any], str]] = [
+    ({"max_levels": 1}, "vxlan"),
+    ({"max_levels": 3}, "deep"),
+    ({"vlan_tags": 1}, "qinq-mpls"),
+    ({"mpls_labels": 1}, "qinq-mpls"),
+    ({"extension_headers": 1}, "options6"),
+    ({"gtpu_extensions": 0}, "gtpu"),
+    ({"tunnel_ports": {"vxlan": ()}}, "vxlan"),
+    ({"tunnel_ports": {"vxlan": (5000,)}}, "vxlan"),
+    ({"tunnel_ports": {"geneve": []}}, "geneve"),
+]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("chosen", "name"), TOO_SHORT, ids=str)
+def test_settings_of_the_walk(chosen: dict[str, Any], name: str, target: str) -> None:
+    program = compile("inner tcp port 80", target=target, **({"max_levels": 2} | chosen))
+    assert not program.matches(FRAMES[name])
+    assert program.matches(FRAMES["tcp6"])
+    assert program.settings == WalkSettings(**({"max_levels": 2} | chosen))
+    assert compile("inner tcp port 80").matches(FRAMES[name])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_tunnels_at_other_ports(target: str) -> None:
+    frame = FRAMES["vxlan"].replace((4789).to_bytes(2, "big"), (5000).to_bytes(2, "big"))
+    settings: dict[str, Any] = {"tunnel_ports": {"vxlan": range(4999, 5002), "gtpu": [4789]}, "max_levels": 2}
+    program = compile("inner tcp port 80", target=target, **settings)
+    assert program.matches(frame)
+    assert not program.matches(FRAMES["vxlan"])
+    assert program.matches(FRAMES["geneve"])
+    # What it was made with goes with it.
+    assert pickle.loads(pickle.dumps(program)).matches(frame)
+    assert pcapext.read_program(program.dump("json")) == program
+
+
+def test_usual_settings_are_none() -> None:
+    program = compile("inner tcp", max_levels=4, tunnel_ports={"vxlan": [4789, 8472]}, vlan_tags=3)
+    assert program == compile("inner tcp")
+    assert program.settings is None
+    assert compile("inner tcp", max_levels=3) != program
+    # A plain filter has no walk, but whatever else walks for its sake does so with its settings.
+    assert compile("tcp", max_levels=3).settings == WalkSettings(max_levels=3)
+
+
+@pytest.mark.parametrize("expression", ["tcp", "inner tcp", ""])
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"max_levels": 0}, "max_levels is 0, expected a number from 1 to 16"),
+        ({"gtpu_extensions": 17}, "gtpu_extensions is 17, expected a number from 0 to 16"),
+        ({"tunnel_ports": {"vxlna": [1]}}, "no tunnel over UDP is called 'vxlna'; there are vxlan, "),
+        ({"tunnel_ports": {"gre": [0]}}, "tunnel port 0 of gre is not a number from 1 to 65535"),
+        ({"tunnel_ports": "vxlan"}, "tunnel_ports is 'vxlan', expected a mapping"),
+        ({"max_levels": "x" * 1000}, "max_levels is 'x{12}...x{13}', expected a number"),
+    ],
+)
+def test_settings_that_cannot_be(expression: str, chosen: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{message}"):
+        compile(expression, **chosen)
+
+
+def test_error_of_a_program_too_long_names_the_settings() -> None:
+    with pytest.raises(FilterError) as error:
+        compile("not inner (tcp port 80 or udp port 53)", target="classic", max_levels=16, vlan_tags=1, extension_headers=9)
+    assert re.fullmatch(
+        r"the program would take \d+ instructions, and no kernel takes more than 4096; it is shorter with a smaller "
+        r"max_levels \(now 16\), mpls_labels \(now 6\), extension_headers \(now 9\), gtpu_extensions \(now 2\)",
+        str(error.value),
+    )
+
+
+@pytest.mark.parametrize("text", [chain("ip[N] = N", 300), chain("payload[N:4] = N", 700)], ids=["standard", "extended"])
+def test_error_of_a_program_that_is_too_long_by_itself(text: str) -> None:
+    with pytest.raises(FilterError, match=r"^the program would take \d+ instructions, and no kernel takes more than 4096$"):
+        compile(text, optimize=False, max_levels=3)
 
 
 def test_public_names() -> None:

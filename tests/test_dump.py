@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import bpf_asm
@@ -14,6 +15,7 @@ from bpf_oracles import libpcap_image, packed, random_instruction, random_instru
 from pcapext import bpf
 from pcapext.bpf import ANCILLARY, Instruction, Program, program_of
 from pcapext.dump import STYLES, dump, image
+from pcapext.encapsulation import WalkSettings
 from pcapext.errors import ProgramError
 from pcapext.flowkeys import FLOW_KEYS, KEY_BY_NAME
 
@@ -221,3 +223,7 @@ def test_json_is_json() -> None:
         "target": "classic",
         "instructions": [{"code": 7, "jt": 1, "jf": 2, "k": 3}, {"code": 22, "jt": 0, "jf": 0, "k": 0}],
     }
+    program = replace(program, settings=WalkSettings(tunnel_ports={"vxlan": [4789], "mpls": []}, max_levels=2, vlan_tags=1))
+    ports = {"vxlan": [4789], "vxlan-gpe": [4790], "geneve": [6081], "gtpu": [2152], "mpls": [], "gre": [4754], "teredo": [3544]}
+    bounds = {"max_levels": 2, "vlan_tags": 1, "mpls_labels": 6, "extension_headers": 4, "gtpu_extensions": 2}
+    assert json.loads(program.dump("json"))["settings"] == {"tunnel_ports": ports, **bounds}

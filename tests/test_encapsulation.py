@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pickle
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,12 +15,13 @@ from pcapext.encapsulation import (
     ENCAPSULATION_NAMES,
     ENCAPSULATIONS,
     LINK_LAYERS,
-    SettingsError,
     TunnelPorts,
     WalkSettings,
 )
+from pcapext.errors import SettingsError
 from pcapext.layout import Counted, Equals, Field, Identifier, IfSet, Length
 
+ROOT = Path(__file__).parent.parent
 NAMES = "vlan qinq mpls pppoe ipip 6in4 4in6 6in6 gre nvgre erspan etherip vxlan vxlan-gpe geneve gtpu teredo nsh"
 
 
@@ -51,6 +54,16 @@ def test_rows_are_read_within_their_fixed_part(row: object) -> None:
     fields = [row.requires.field] if row.requires else []  # type: ignore[attr-defined]
     fields += [part.flag if isinstance(part, IfSet) else part.count for part in row.length.parts]  # type: ignore[attr-defined]
     assert all(field.offset >= 0 and field.offset + field.size <= row.length.fixed for field in fields)  # type: ignore[attr-defined]
+
+
+def test_page_of_the_documentation_is_fresh(tmp_path: Path) -> None:
+    """docs/encapsulations.md is what the tool writes today."""
+    spec = importlib.util.spec_from_file_location("generate_encapsulations", ROOT / "tools" / "generate_encapsulations.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    assert tool.generate(tmp_path).read_text() == (ROOT / "docs" / "encapsulations.md").read_text()
 
 
 def test_link_types_are_those_of_libpcap() -> None:

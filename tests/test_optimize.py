@@ -171,7 +171,7 @@ def test_filters(text: str) -> None:
 def graph(text: str) -> Cfg:
     """The graph of a filter with extension terms before the passes."""
     marked = mark(text, resolve(text, parse(text)))
-    return generate(lift(compile_expression(marked.text, 1, 262144, None, optimize=False)), marked, text)
+    return generate(lift(compile_expression(marked.text, 1, 262144, None, optimize=False)), marked)
 
 
 #: Terms of a long filter, by number.

@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import time
+from dataclasses import replace
 
 import pytest
 from bpf_oracles import random_instructions, shown
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from pcapext import bpf
 from pcapext.bpf import Instruction, Program, program_of
 from pcapext.dump import STYLES
+from pcapext.encapsulation import WalkSettings
 from pcapext.errors import ProgramError
 from pcapext.textforms import FORMS, read_program, recognise
 
@@ -46,6 +48,16 @@ def test_round_trip_of_a_backward_jump(style: str) -> None:
 def test_json_keeps_all_of_a_program(expression: str | None) -> None:
     program = Program(ARP.instructions, 113, 96, expression, "flowkeys")
     assert read_program(program.dump("json")) == program
+    settings = WalkSettings(tunnel_ports={"vxlan": [5000, 5001], "teredo": []}, max_levels=2, gtpu_extensions=0)
+    program = replace(program, settings=settings)
+    assert read_program(program.dump("json")) == program
+    assert read_program(program.dump("json")).settings == settings
+
+
+def test_json_may_name_some_settings() -> None:
+    settings = read_program('{"instructions": [{"code": 6, "jt": 0, "jf": 0, "k": 0}], "settings": {"tunnel_ports": {"gre": []}}}').settings
+    assert settings == WalkSettings(tunnel_ports={"gre": ()})
+    assert read_program('{"instructions": [{"code": 6, "jt": 0, "jf": 0, "k": 0}], "settings": {}}').settings is None
 
 
 @pytest.mark.tools("tcpdump")
@@ -135,7 +147,23 @@ ERRORS = [
     (JSON_ARP + ', "snaplen": 0}', "snap length 0 is out of range, expected 1 to 2147483647"),
     (JSON_ARP + ', "expression": 5}', "'expression' is int, expected str"),
     (JSON_ARP + ', "target": "ebpf"}', "unknown target 'ebpf', expected one of classic, flowkeys"),
-    (JSON_ARP + ', "name": "arp"}', "unknown field 'name', expected linktype, snaplen, expression, target or instructions"),
+    (JSON_ARP + ', "name": "arp"}', "unknown field 'name', expected linktype, snaplen, expression, target, settings or instructions"),
+    (JSON_ARP + ', "settings": 4}', "'settings' is int, expected dict"),
+    (
+        JSON_ARP + ', "settings": {"levels": 4}}',
+        "unknown setting 'levels', expected tunnel_ports, max_levels, vlan_tags, mpls_labels, extension_headers, gtpu_extensions",
+    ),
+    (JSON_ARP + ', "settings": {"max_levels": 17}}', "'settings': max_levels is 17, expected a number from 1 to 16"),
+    (JSON_ARP + ', "settings": {"vlan_tags": null}}', "'settings': vlan_tags is None, expected a number from 0 to 16"),
+    (
+        JSON_ARP + ', "settings": {"tunnel_ports": []}}',
+        "'settings': tunnel_ports is [], expected a mapping of tunnel names to lists of ports",
+    ),
+    (JSON_ARP + ', "settings": {"tunnel_ports": {"gre": "a"}}}', "'settings': tunnel port 'a' of gre is not a number from 1 to 65535"),
+    (
+        JSON_ARP + ', "settings": {"tunnel_ports": {"gre": [' + "[" * 100 + "]" * 100 + "]}}}",
+        "'settings': tunnel port [[[[[[[...]]]]]]] of gre is not a number from 1 to 65535",
+    ),
 ]
 
 
