@@ -16,6 +16,8 @@ from graphs import EFFORT
 from oracle import Packet, with_known_values, without_outer_headers
 from packets import EN10MB, IPV4, IPV6, LINK_TYPES, LOOP, packets
 
+from pcapext.encapsulation import WalkSettings
+
 pytestmark = pytest.mark.kernel
 
 #: Each group of filters makes its packets itself, so that groups can run beside each other.
@@ -73,6 +75,25 @@ def test_one_verdict_on_other_link_types(linktype: int) -> None:
             for packet in made:
                 verdicts[template, everywhere.check(packet)] += 1
         assert min(verdicts[template, verdict] for verdict in (False, True)) >= 3, (template, verdicts)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        WalkSettings(max_levels=2),
+        WalkSettings(
+            tunnel_ports={"vxlan": (), "geneve": (7000, 6081)}, vlan_tags=1, mpls_labels=2, extension_headers=1, gtpu_extensions=0
+        ),
+    ],
+)
+def test_one_verdict_with_settings_of_the_walk(settings: WalkSettings) -> None:
+    """The generator knows the keys for the usual settings, so here the reference walk has the word."""
+    made = [(packet, observed(packet.data, settings=settings)) for packet in sample(400 * min(EFFORT, 20), 9, [EN10MB])]
+    assert sum(packet.keys != walked.keys for packet, walked in made) > 50
+    for index, template in enumerate(WITHOUT_ADDRESSES):
+        with Everywhere(template, classic=BOTH if EFFORT > 1 else (True,) if index == 0 else (), settings=settings) as everywhere:
+            verdicts = Counter(everywhere.check(walked) for _, walked in made)
+        assert min(verdicts[False], verdicts[True]) >= 3, (template, verdicts)
 
 
 @pytest.mark.parametrize("wirelen", [54, 100])

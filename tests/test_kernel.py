@@ -87,7 +87,7 @@ DIFFERENCES = {
     "NSH": "EtherType 0x894f is not known",
     "ARP": "ARP and RARP headers are where it ends, for us there is no payload (__skb_flow_dissect_arp)",
     "MPLS": "it ends behind the first label (__skb_flow_dissect_mpls)",
-    "PPP": "it ends on a PPP protocol that is not IP: before Linux 5.19 without a payload, since then MPLS is known, and LCP is a payload",
+    "PPP": "it ends on a PPP protocol that is not IP; older kernels without a payload, newer ones know MPLS and take LCP for one",
     "AH": "AH is not stepped over",
     "EtherIP": "protocol 97 is not known",
     "Ethernet by IP protocol": "protocol 143 is not known",
