@@ -26,7 +26,7 @@ GROUPS = 4
 
 def classic(index: int) -> Collection[bool]:
     """As what a filter becomes a classic program, which takes long to compile: not all do with little effort."""
-    if EFFORT > 1 or index % 20 == 0:
+    if EFFORT > 1 or index % 15 == 0:
         return BOTH
     return (True,) if index % 5 == 0 else ()
 
