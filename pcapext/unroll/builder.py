@@ -132,6 +132,7 @@ class Builder:
         self.max_levels = settings.max_levels if self.inner or self.asked else 1
         self.after = after
         self.blocks = dict(blocks)
+        self.labels: dict[Block, Label] = {}
         self.next_label = max(blocks) + 1
         self.reject = self.block(REJECT)
         self.states: dict[tuple[object, ...], Label] = {}
@@ -140,9 +141,12 @@ class Builder:
     # --- blocks
 
     def block(self, block: Block) -> Label:
-        self.next_label += 1
-        self.blocks[self.next_label - 1] = block
-        return self.next_label - 1
+        """The label of a block; one that is there already is not built again."""
+        if block not in self.labels:
+            self.next_label += 1
+            self.labels[block] = self.next_label - 1
+            self.blocks[self.next_label - 1] = block
+        return self.labels[block]
 
     def state(self, method: Callable[..., Label], *arguments: object) -> Label:
         """The block of a state, which is built later if it was not yet."""
@@ -166,7 +170,7 @@ class Builder:
             self.blocks[label] = Block((), Goto(state()))
 
     def branch(self, test: Test, then: Label, otherwise: Label) -> Label:
-        return then if then == otherwise == self.reject else self.block(Block((), Branch(test, then, otherwise)))
+        return then if then == otherwise else self.block(Block((), Branch(test, then, otherwise)))
 
     def equal(self, value: Value, number: int, then: Label, otherwise: Label) -> Label:
         return self.branch(Test(Comparison.EQ, value, Const(number)), then, otherwise)
@@ -212,7 +216,7 @@ class Builder:
 
         A packet can be longer than what was captured of it. The load of the last byte asks for that.
         """
-        if then == otherwise == self.reject:
+        if then == otherwise:
             return then
         if place.base is not None or place.offset + size:
             then = self.assign(VOID, place.load(1, size - 1), then)
@@ -224,7 +228,7 @@ class Builder:
     def jumped(self, base: Local, then: Label, otherwise: Label) -> Label:
         """`then` if the base, moved by a length that the packet says, is in the packet: then `length - base` does not wrap around."""
         # Where the packet is rejected otherwise, a load behind the base does that.
-        return then if otherwise == self.reject else self.branch(Test(Comparison.GE, Length(), base), then, otherwise)
+        return then if otherwise in (self.reject, then) else self.branch(Test(Comparison.GE, Length(), base), then, otherwise)
 
     def in_packet(self, place: Place, then: Label, otherwise: Label) -> Label:
         """`then` if a place whose base was moved by a length that the packet says is in the packet."""
