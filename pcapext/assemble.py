@@ -15,13 +15,14 @@ from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import lru_cache, reduce
 from itertools import count
 from operator import or_
 
 from pcapext import bpf
 from pcapext.bpf import MEMORY_SLOTS, Instruction, kernel_fault
 from pcapext.cfg import (
+    REMEMBERED,
     VOID,
     Ancillary,
     Binary,
@@ -42,7 +43,9 @@ from pcapext.cfg import (
     Value,
     live_before,
     liveness,
+    locals_of,
     parts,
+    read_at_end,
 )
 from pcapext.errors import FilterError
 from pcapext.flowkeys import KEY_BY_NAME
@@ -88,11 +91,20 @@ class _Jump:
 
 def assemble(cfg: Cfg) -> tuple[Instruction, ...]:
     """The program of a graph. Raises `FilterError` where 16 slots of M[] are not enough."""
-    slots = _allocate(cfg)
+    after = liveness(cfg)
+    slots, order = _allocate(cfg, after), _layout(cfg)
+    written = _write(cfg, slots, order, after, {})
+    if early := _early(cfg, written):
+        written = _write(cfg, slots, order, after, early)
+    return _write_before_reads(_resolve_jumps([(label, written[label].code) for label in order]))
+
+
+def _write(
+    cfg: Cfg, slots: Mapping[Local, int], order: Sequence[Label], after: Mapping[Label, Set[Local]], early: Mapping[Label, Set[Local]]
+) -> dict[Label, _Writer]:
+    """The code of each block. `early`: locals to store at the end of a block, since blocks behind it would do so."""
     bases = _bases(cfg)
     predecessors = cfg.predecessors
-    order = _layout(cfg)
-    after = liveness(cfg)
     written: dict[Label, _Writer] = {}
     for label, following in zip(order, [*order[1:], None], strict=True):
         block = cfg.blocks[label]
@@ -100,11 +112,25 @@ def assemble(cfg: Cfg) -> tuple[Instruction, ...]:
         a, x = (frozenset.intersection(*held) if held else _NOTHING for held in ([w.a for w in before], [w.x for w in before]))
         for local in _in_order(live_before(block, after[label]) - a - x):
             for writer in before:
-                writer.save(local, at_end=True)
+                writer.save_at_end(local)
         memory = set.intersection(*(writer.memory for writer in before)) if before else set()
         written[label] = _Writer(cfg.blocks, slots, bases, max(slots.values(), default=-1) + 1, a, x, memory)
         written[label].block(block, following, after[label])
-    return _write_before_reads(_resolve_jumps([(label, written[label].code) for label in order]))
+        for local in _in_order(early.get(label, frozenset())):
+            written[label].save_at_end(local)
+    return written
+
+
+def _early(cfg: Cfg, written: Mapping[Label, _Writer]) -> dict[Label, set[Local]]:
+    """The locals that are better stored at the end of a block than at the end of each of those behind it."""
+    stored: dict[Label, set[Local]] = {}
+    for label in reversed(cfg.labels):
+        writer, targets = written[label], set(cfg.blocks[label].targets)
+        behind = set.intersection(*(stored.get(target, set()) for target in targets)) if len(targets) > 1 else set()
+        locals_ = writer.stored_at_end | {local for local in behind if local in writer.a or local in writer.x}
+        if locals_:
+            stored[label] = locals_
+    return stored
 
 
 def _bases(cfg: Cfg) -> set[Local]:
@@ -115,7 +141,7 @@ def _bases(cfg: Cfg) -> set[Local]:
 
 def _in_order(locals_: Set[Local]) -> list[Local]:
     """Locals in an order that does not depend on their hashes."""
-    return sorted(locals_, key=lambda local: local.name)
+    return sorted(locals_, key=lambda local: local.name) if len(locals_) > 1 else [*locals_]
 
 
 def _layout(cfg: Cfg) -> list[Label]:
@@ -160,14 +186,14 @@ def _rank(block: Block) -> int:
     return 0
 
 
-def _allocate(cfg: Cfg) -> dict[Local, int]:
+def _allocate(cfg: Cfg, after: Mapping[Label, Set[Local]]) -> dict[Local, int]:
     """A slot of M[] for each local; two locals share one where no block needs both."""
-    after = liveness(cfg)
-    neighbours: dict[Local, set[Local]] = {}
+    needed = set()
     for label, block in cfg.blocks.items():
         assigned = {local for local, _ in block.assignments if local != VOID}
-        read = {part for value in block.values for part in parts(value) if isinstance(part, Local)}
-        together = after[label] | assigned | read
+        needed.add(frozenset(after[label]).union(assigned, *map(locals_of, block.values)))
+    neighbours: dict[Local, set[Local]] = {}
+    for together in needed:
         for local in together:
             neighbours.setdefault(local, set()).update(together - {local})
     slots: dict[Local, int] = {}
@@ -200,6 +226,7 @@ class _Writer:
     memory: set[Local]
     live: Set[Local] = frozenset()
     reads: Counter[Local] = field(default_factory=Counter)
+    stored_at_end: set[Local] = field(default_factory=set)
     code: list[Instruction | _Jump] = field(default_factory=list)
     temporaries: int = 0
 
@@ -220,16 +247,19 @@ class _Writer:
         self.emit(code, k)
         self.x = values
 
-    def save(self, local: Local, at_end: bool = False) -> None:
-        """Store a local in its slot unless it is there; `at_end`: when the block is written, before it jumps."""
-        if local in self.memory:
-            return
-        self.memory.add(local)
-        store = Instruction(bpf.STX if local in self.x else bpf.ST, k=self.slots[local])
-        if at_end and self.code and isinstance(self.code[-1], _Jump):
-            self.code.insert(-1, store)
-        else:
-            self.code.append(store)
+    def save(self, local: Local) -> None:
+        """Store a local in its slot unless it is there."""
+        if local not in self.memory:
+            self.memory.add(local)
+            self.emit(bpf.STX if local in self.x else bpf.ST, self.slots[local])
+
+    def save_at_end(self, local: Local) -> None:
+        """The same when the block is written, before it jumps."""
+        if local not in self.memory:
+            self.stored_at_end.add(local)
+            jump = [self.code.pop()] if self.code and isinstance(self.code[-1], _Jump) else []
+            self.save(local)
+            self.code += jump
 
     @property
     def wanted(self) -> Set[Local]:
@@ -237,10 +267,12 @@ class _Writer:
         return self.live | {local for local, count in self.reads.items() if count > 0}
 
     def block(self, block: Block, following: Label | None, live_after: Set[Local]) -> None:
+        lives = [live_after | read_at_end(block)]  # behind each assignment
+        for local, value in reversed(block.assignments[1:]):
+            lives.append(lives[-1] - {local} | locals_of(value))
         for index, (local, value) in enumerate(block.assignments):
-            rest = Block(block.assignments[index + 1 :], block.end)
-            self.live, self.reads = live_before(rest, live_after) - {local}, _reads(value)
-            self.assign(local, value, self.next_base(rest))
+            self.live, self.reads = lives[-1 - index] - {local}, _reads(value)
+            self.assign(local, value, self.next_base(Block(block.assignments[index + 1 :], block.end)))
         self.live, self.reads = live_after, _reads(*Block((), block.end).values)
         match block.end:
             case Goto(target):
@@ -266,7 +298,7 @@ class _Writer:
             return
         # X is the place for it, unless what X holds is wanted first.
         through_x = local in self.bases and (next_base == local or next_base not in self.x)
-        if not (through_x and loads_x(value)):
+        if not (through_x and (value in self.x or loads_x(value))):
             self.to_a(value)
             self.reads.clear()
         # Now the old value of the local is needed no more, and what was computed from it is not computed from the new one.
@@ -274,7 +306,7 @@ class _Writer:
             self.to_x(value)
         self.memory.discard(local)
         self.a, self.x = (
-            frozenset(held for held in register if local not in parts(held)) | ({local} if value in register else _NOTHING)
+            frozenset(held for held in register if local not in locals_of(held)) | ({local} if value in register else _NOTHING)
             for register in (self.a, self.x)
         )
 
@@ -428,6 +460,7 @@ def loads_x(value: Value) -> bool:
     return isinstance(value, (Const, Length, Local)) or _header_length(value) is not None
 
 
+@lru_cache(REMEMBERED)
 def _header_length(value: Value) -> int | None:
     """The k of the `ldxb 4*([k]&0xf)` that loads a value, if one does."""
     match value:

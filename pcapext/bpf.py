@@ -200,6 +200,8 @@ class Instruction:
     k: int = 0
 
     def __post_init__(self) -> None:
+        if 0 <= self.code <= 0xFFFF and 0 <= self.jt <= 0xFF and 0 <= self.jf <= 0xFF and 0 <= self.k <= U32:
+            return
         for name, value, limit in (("code", self.code, 0xFFFF), ("jt", self.jt, 0xFF), ("jf", self.jf, 0xFF), ("k", self.k, U32)):
             if not 0 <= value <= limit:
                 raise ProgramError(f"{name} {value} is out of range, expected 0 to {limit}")

@@ -12,25 +12,39 @@ Out: a `Cfg`.
 A value is a 32-bit unsigned number. All but `Local` are facts of the packet: the same value stands for the same number
 wherever it is asked for. A `Load` past the end of the packet, and a division by zero, end the program: it rejects the
 packet. Assignments happen in order. A graph has no loops, and every block can be reached.
+
+Values, tests and blocks are interned: equal ones are the same object. So what is asked of one often is remembered
+(`REMEMBERED` answers a question), and a pass gives back the very graph that it got where there is nothing to do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from types import MappingProxyType
 from typing import TypeAlias
 
 from pcapext.flowkeys import KEY_BY_NAME
+from pcapext.interned import Interned
 
 U32 = 0xFFFF_FFFF
+
+#: No packet is longer, and a sum of two numbers up to here does not wrap around.
+LONGEST_PACKET = 0x7FFF_FFFF
+
+#: No place that the walk through the headers finds is farther on: 16 bits, and a few headers more.
+FARTHEST_PLACE = 0x1FFFF
+
+#: How many answers to one question about values, tests or blocks are remembered: those of the longest filters, and some.
+REMEMBERED = 1 << 14
 
 Label: TypeAlias = int
 
 
-@dataclass(frozen=True, slots=True)
-class Const:
+@dataclass(frozen=True, slots=True, eq=False)
+class Const(Interned):
     """A number below 2**32."""
 
     value: int
@@ -40,13 +54,13 @@ class Const:
             raise ValueError(f"{self.value} is no 32-bit number")
 
 
-@dataclass(frozen=True, slots=True)
-class Length:
+@dataclass(frozen=True, slots=True, eq=False)
+class Length(Interned):
     """The length of the packet on the wire."""
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+@dataclass(frozen=True, slots=True, eq=False)
+class Load(Interned):
     """`size` bytes (1, 2 or 4) of the packet, the first one highest, from `offset` + `k` on.
 
     This sum is not cut to 32 bits, as in libpcap's interpreter (bpf_filter.c): where it is 2**32 or more, it lies behind
@@ -74,8 +88,8 @@ def _check_size(size: int) -> None:
         raise ValueError(f"no load of {size} bytes")
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+@dataclass(frozen=True, slots=True, eq=False)
+class Key(Interned):
     """A flow key, by name: of the innermost headers or, with `outer`, of the outermost ones."""
 
     name: str
@@ -86,16 +100,16 @@ class Key:
             raise ValueError(f"there is no flow key {self.name}")
 
 
-@dataclass(frozen=True, slots=True)
-class Passed:
+@dataclass(frozen=True, slots=True, eq=False)
+class Passed(Interned):
     """1 if the walk went through a header of this name, with this identifier if one is given; else 0 (`encap NAME ID`)."""
 
     name: str
     identifier: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ancillary:
+@dataclass(frozen=True, slots=True, eq=False)
+class Ancillary(Interned):
     """Another word that is not of the packet, by the k and the size of its load. A file has no such words: there it rejects."""
 
     size: int
@@ -107,8 +121,8 @@ class Ancillary:
             raise ValueError(f"k {self.k:#x} is a place in the packet")
 
 
-@dataclass(frozen=True, slots=True)
-class Local:
+@dataclass(frozen=True, slots=True, eq=False)
+class Local(Interned):
     """A variable, and the largest number it ever holds."""
 
     name: str
@@ -163,8 +177,8 @@ class Operator(Enum):
                 return left >> right if right < 32 else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Binary:
+@dataclass(frozen=True, slots=True, eq=False)
+class Binary(Interned):
     """An operator and its operands."""
 
     operator: Operator
@@ -196,8 +210,8 @@ class Comparison(Enum):
                 return left & right != 0
 
 
-@dataclass(frozen=True, slots=True)
-class Test:
+@dataclass(frozen=True, slots=True, eq=False)
+class Test(Interned):
     """A comparison and its operands."""
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
@@ -207,34 +221,58 @@ class Test:
     right: Value
 
 
-@dataclass(frozen=True, slots=True)
-class Goto:
+@dataclass(frozen=True, slots=True, eq=False)
+class Goto(Interned):
     """Go on at a block."""
 
     target: Label
 
+    @property
+    def targets(self) -> tuple[Label, ...]:
+        return (self.target,)
 
-@dataclass(frozen=True, slots=True)
-class Branch:
+    @property
+    def values(self) -> tuple[Value, ...]:
+        return ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Branch(Interned):
     """Go on at one of two blocks."""
 
     test: Test
     then: Label
     otherwise: Label
 
+    @property
+    def targets(self) -> tuple[Label, ...]:
+        return (self.then, self.otherwise)
 
-@dataclass(frozen=True, slots=True)
-class Return:
+    @property
+    def values(self) -> tuple[Value, ...]:
+        return (self.test.left, self.test.right)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Return(Interned):
     """The verdict: how many bytes of the packet to keep, 0 to reject it."""
 
     value: Value
+
+    @property
+    def targets(self) -> tuple[Label, ...]:
+        return ()
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        return (self.value,)
 
 
 End: TypeAlias = Goto | Branch | Return
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+@dataclass(frozen=True, slots=True, eq=False)
+class Block(Interned):
     """Assignments, in order, and where it goes from here."""
 
     assignments: tuple[tuple[Local, Value], ...]
@@ -243,25 +281,12 @@ class Block:
     @property
     def targets(self) -> tuple[Label, ...]:
         """The blocks that may follow."""
-        match self.end:
-            case Goto(target):
-                return (target,)
-            case Branch(_, then, otherwise):
-                return (then, otherwise)
-            case Return():
-                return ()
+        return self.end.targets
 
     @property
     def values(self) -> tuple[Value, ...]:
         """The values it computes, in order."""
-        assigned = tuple(value for _, value in self.assignments)
-        match self.end:
-            case Goto():
-                return assigned
-            case Branch(Test(_, left, right)):
-                return (*assigned, left, right)
-            case Return(value):
-                return (*assigned, value)
+        return (*(value for _, value in self.assignments), *self.end.values)
 
 
 #: The block that rejects the packet.
@@ -278,6 +303,20 @@ class Cfg:
     def __post_init__(self) -> None:
         order = _order(self.entry, self.blocks)
         object.__setattr__(self, "blocks", MappingProxyType({label: self.blocks[label] for label in order}))
+
+    def with_blocks(self, blocks: Mapping[Label, Block]) -> Cfg:
+        """The graph with these blocks for their labels, new labels too; this very graph, if it has them all."""
+        changed = {label: block for label, block in blocks.items() if self.blocks.get(label) is not block}
+        if not changed:
+            return self
+        made = {**self.blocks, **changed}
+        if any(label not in self.blocks or block.targets != self.blocks[label].targets for label, block in changed.items()):
+            return Cfg(self.entry, made)
+        # Nothing leads elsewhere, so that it is whole and in order as it was.
+        cfg = object.__new__(Cfg)
+        object.__setattr__(cfg, "entry", self.entry)
+        object.__setattr__(cfg, "blocks", MappingProxyType(made))
+        return cfg
 
     @property
     def labels(self) -> tuple[Label, ...]:
@@ -300,43 +339,51 @@ class Cfg:
 def _order(entry: Label, blocks: Mapping[Label, Block]) -> list[Label]:
     """The blocks that can be reached, each before those it goes to, and a `then` right behind its test if it can be."""
     order: list[Label] = []
-    state: dict[Label, bool] = {}  # False: under way, True: done
-    steps: list[tuple[Label, bool]] = [(entry, False)]
-    while steps:
-        label, leaving = steps.pop()
-        if leaving:
-            state[label] = True
-            order.append(label)
-        elif label not in state:
-            if label not in blocks:
-                raise ValueError(f"there is no block {label}")
-            state[label] = False
-            steps.append((label, True))
-            for target in blocks[label].targets:
-                if state.get(target) is False:
-                    raise ValueError(f"blocks {label} and {target} are on a loop")
-                steps.append((target, False))
-    return order[::-1]
+    done: dict[Label, bool] = {}  # False: under way
+    pending = [entry]
+    while pending:
+        label = pending[-1]
+        if label in done:
+            pending.pop()
+            if not done[label]:
+                done[label] = True
+                order.append(label)
+            continue
+        if label not in blocks:
+            raise ValueError(f"there is no block {label}")
+        done[label] = False
+        for target in blocks[label].end.targets:
+            if target not in done:
+                pending.append(target)
+            elif not done[target]:
+                raise ValueError(f"blocks {label} and {target} are on a loop")
+    order.reverse()
+    return order
 
 
-def parts(value: Value) -> Iterator[Value]:
+@lru_cache(REMEMBERED)
+def parts(value: Value) -> tuple[Value, ...]:
     """A value and all that it is made of."""
+    found = []
     pending = [value]
     while pending:
         part = pending.pop()
-        yield part
+        found.append(part)
         match part:
             case Load(_, offset, _):
                 pending.append(offset)
             case Binary(_, left, right):
                 pending += (right, left)
+    return tuple(found)
 
 
-def locals_of(value: Value) -> set[Local]:
+@lru_cache(REMEMBERED)
+def locals_of(value: Value) -> frozenset[Local]:
     """The variables in a value."""
-    return {part for part in parts(value) if isinstance(part, Local)}
+    return frozenset(part for part in parts(value) if isinstance(part, Local))
 
 
+@lru_cache(REMEMBERED)
 def loads_of(value: Value) -> tuple[Value, ...]:
     """The parts of a value that can reject the packet, each once: loads, and divisions by what may be zero."""
     return tuple(dict.fromkeys(part for part in parts(value) if _can_reject(part)))
@@ -367,7 +414,7 @@ def maximum(value: Value) -> int:
         case Passed():
             return 1
         case Key(name) if name != "lhoff":
-            return 0x1FFFF  # 16 bits, and for poff a transport header more
+            return FARTHEST_PLACE
         case Binary(Operator.AND, left, right):
             return min(maximum(left), maximum(right))
         case Binary(Operator.ADD, left, right):
@@ -402,22 +449,33 @@ def rewrite_end(end: End, change: Callable[[Value], Value]) -> End:
             return Return(rewrite(value, change))
 
 
-def live_before(block: Block, live_after: Set[Local]) -> set[Local]:
-    """The locals whose values at the block's begin are read by it or, if it leaves them alone, after it."""
-    live = set(live_after).union(*(locals_of(value) for value in Block((), block.end).values))
+@lru_cache(REMEMBERED)
+def reads_of(block: Block) -> frozenset[Local]:
+    """The locals that a block reads before it assigns them."""
+    reads = read_at_end(block)
     for local, value in reversed(block.assignments):
-        live.discard(local)
-        live |= locals_of(value)
-    return live
+        reads = reads - {local} | locals_of(value)
+    return reads
 
 
-def liveness(cfg: Cfg) -> dict[Label, set[Local]]:
+def read_at_end(block: Block) -> frozenset[Local]:
+    """The locals in the values of a block's end."""
+    return frozenset[Local]().union(*map(locals_of, block.end.values))
+
+
+def live_before(block: Block, live_after: Set[Local]) -> frozenset[Local]:
+    """The locals whose values at the block's begin are read by it or, if it leaves them alone, after it."""
+    assigned = {local for local, _ in block.assignments}
+    return reads_of(block).union(live_after - assigned if assigned else live_after)
+
+
+def liveness(cfg: Cfg) -> dict[Label, frozenset[Local]]:
     """For each block the locals that are read after it before they are assigned again."""
-    after: dict[Label, set[Local]] = {}
-    before: dict[Label, set[Local]] = {}
+    after: dict[Label, frozenset[Local]] = {}
+    before: dict[Label, frozenset[Local]] = {}
     for label in reversed(cfg.labels):
         block = cfg.blocks[label]
-        after[label] = set().union(*(before[target] for target in block.targets))
+        after[label] = frozenset[Local]().union(*(before[target] for target in block.end.targets))
         before[label] = live_before(block, after[label])
     return after
 

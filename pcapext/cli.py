@@ -131,7 +131,7 @@ def _filter_program(options: argparse.Namespace, linktype: str | int, snaplen: i
         linktype=linktype,
         snaplen=snaplen,
         netmask=options.netmask,
-        optimize=not options.no_optimize,
+        optimize=options.optimize,
         target=options.target,
         **settings,
     )
@@ -338,7 +338,9 @@ def _parser() -> argparse.ArgumentParser:
     def add_expression(added: argparse.ArgumentParser) -> None:
         added.add_argument("expression", nargs="*", metavar="EXPR", help="the filter; its parts are put together with spaces")
         added.add_argument("-F", dest="file", metavar="FILE", help="take the filter from a file, - for standard input, instead")
-        added.add_argument("-O", dest="no_optimize", action="store_true", help="do not optimize")
+        # tcpdump's -O stands for none at all. What is asked for last counts.
+        added.add_argument("-O", dest="optimize", action="store_const", const=0, default=1, help="do not optimize")
+        added.add_argument("-O2", dest="optimize", action="store_const", const=2, help="optimize libpcap's programs further")
         added.add_argument("-t", dest="target", default="flowkeys", choices=TARGETS, help="the form of program (flowkeys)")
         added.add_argument("--netmask", type=_netmask, default=0, metavar="MASK", help="the network's, for 'ip broadcast' (0.0.0.0)")
         settings = added.add_argument_group("settings of the walk through the headers")

@@ -11,7 +11,6 @@ there never reject a packet, as a load of libpcap's does. Tests that are not nee
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import TypeAlias
 
 from pcapext.cfg import (
@@ -193,12 +192,12 @@ class _Generator:
         match arithmetic:
             case Access(scope, protocol, index, size):
                 header = HEADERS[protocol]
-                key = partial(Key, outer=scope == "outer")
-                base, offset = key(header.base), self.value(index)
+                outer = scope == "outer"
+                base, offset = Key(header.base, outer), self.value(index)
                 if header.ethertype is not None:
-                    yield Test(Comparison.EQ, key("nproto"), Const(header.ethertype)), True
+                    yield Test(Comparison.EQ, Key("nproto", outer), Const(header.ethertype)), True
                 if header.protocol is not None:
-                    yield Test(Comparison.EQ, key("tproto"), Const(header.protocol)), True
+                    yield Test(Comparison.EQ, Key("tproto", outer), Const(header.protocol)), True
                 if header.base in ABSENT:
                     yield Test(Comparison.EQ, base, Const(ABSENT[header.base])), False
                 yield from self.guards(index)

@@ -10,7 +10,7 @@ reject the packet.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pcapext import bpf
 from pcapext.bpf import Instruction
@@ -67,11 +67,11 @@ def lift(instructions: Sequence[Instruction]) -> Cfg:
             starts.add(index + 1)
     ends = dict(zip(sorted(starts), [*sorted(starts)[1:], len(instructions)], strict=True))
 
-    live: dict[int, set[Local]] = {}
+    live: dict[int, frozenset[Local]] = {}
     blocks: dict[int, Block] = {}
     for start in sorted(starts, reverse=True):
         block = _run(instructions, start, ends[start])
-        needed = set().union(*(live[target] for target in block.targets))
+        needed = frozenset[Local]().union(*(live[target] for target in block.targets))
         blocks[start] = block = _keep(block, needed)
         live[start] = live_before(block, needed)
     entry = blocks[0]
@@ -86,57 +86,69 @@ def _run(instructions: Sequence[Instruction], start: int, end: int) -> Block:
     last: End | None = None
     for index in range(start, end):
         instruction = instructions[index]
-        opcode, k = bpf.OPCODE_BY_CODE[instruction.code], instruction.k
         match instruction.code:
-            case code if code in _LOADS:
-                size = _LOADS[code]
-                if code in _INDIRECT:
-                    state[A] = Load(size, state[X], k)
-                else:
-                    state[A] = Ancillary(size, k) if k >= _NEGATIVE else Load(size, Const(k))
-                loads.append(state[A])
-            case bpf.LD_IMM:
-                state[A] = Const(k)
-            case bpf.LDX_IMM:
-                state[X] = Const(k)
-            case bpf.LD_MEM:
-                state[A] = state[MEMORY[k]]
-            case bpf.LDX_MEM:
-                state[X] = state[MEMORY[k]]
-            case bpf.LD_LEN:
-                state[A] = Length()
-            case bpf.LDX_LEN:
-                state[X] = Length()
-            case bpf.LDX_MSH:
-                state[X] = header_length(Load(1, Const(k)))
-                loads.append(Load(1, Const(k)))
-            case bpf.ST:
-                state[MEMORY[k]] = state[A]
-            case bpf.STX:
-                state[MEMORY[k]] = state[X]
-            case bpf.TAX:
-                state[X] = state[A]
-            case bpf.TXA:
-                state[A] = state[X]
-            case bpf.NEG:
-                state[A] = Binary(Operator.SUB, Const(0), state[A])
             case bpf.RET_K:
-                last = Return(Const(k))
+                last = Return(Const(instruction.k))
             case bpf.RET_A:
                 last = Return(state[A])
             case bpf.JA:
-                last = Goto(index + 1 + k)
-            case _ if opcode.conditional:
-                right = state[X] if opcode.operand is bpf.Operand.X else Const(k)
-                then, otherwise = instruction.targets(index)
-                last = Branch(Test(_COMPARISONS[opcode.mnemonic], state[A], right), then, otherwise)
+                last = Goto(index + 1 + instruction.k)
+            case _ if bpf.OPCODE_BY_CODE[instruction.code].conditional:
+                last = Branch(comparison_of(instruction, state), *instruction.targets(index))
             case _:
-                right = state[X] if opcode.operand is bpf.Operand.X else Const(k)
-                state[A] = Binary(_ARITHMETIC[opcode.mnemonic], state[A], right)
-                if opcode.mnemonic in ("div", "mod"):
-                    loads.append(state[A])
+                loads += run_one(instruction, state)
     changed = [(local, value) for local, value in state.items() if value != local]
     return Block((*((VOID, load) for load in loads), *changed), last or Goto(end))
+
+
+def comparison_of(instruction: Instruction, state: Mapping[Local, Value]) -> Test:
+    """What a conditional jump asks, with these values in the registers."""
+    opcode = bpf.OPCODE_BY_CODE[instruction.code]
+    return Test(_COMPARISONS[opcode.mnemonic], state[A], state[X] if opcode.operand is bpf.Operand.X else Const(instruction.k))
+
+
+def run_one(instruction: Instruction, state: dict[Local, Value]) -> tuple[Value, ...]:
+    """Run an instruction that is no jump and no `ret` on symbols: `state` changes. The values in it that can reject the packet."""
+    opcode, k = bpf.OPCODE_BY_CODE[instruction.code], instruction.k
+    match instruction.code:
+        case code if code in _LOADS:
+            size = _LOADS[code]
+            if code in _INDIRECT:
+                state[A] = Load(size, state[X], k)
+            else:
+                state[A] = Ancillary(size, k) if k >= _NEGATIVE else Load(size, Const(k))
+            return (state[A],)
+        case bpf.LD_IMM:
+            state[A] = Const(k)
+        case bpf.LDX_IMM:
+            state[X] = Const(k)
+        case bpf.LD_MEM:
+            state[A] = state[MEMORY[k]]
+        case bpf.LDX_MEM:
+            state[X] = state[MEMORY[k]]
+        case bpf.LD_LEN:
+            state[A] = Length()
+        case bpf.LDX_LEN:
+            state[X] = Length()
+        case bpf.LDX_MSH:
+            state[X] = header_length(Load(1, Const(k)))
+            return (Load(1, Const(k)),)
+        case bpf.ST:
+            state[MEMORY[k]] = state[A]
+        case bpf.STX:
+            state[MEMORY[k]] = state[X]
+        case bpf.TAX:
+            state[X] = state[A]
+        case bpf.TXA:
+            state[A] = state[X]
+        case bpf.NEG:
+            state[A] = Binary(Operator.SUB, Const(0), state[A])
+        case _:
+            right = state[X] if opcode.operand is bpf.Operand.X else Const(k)
+            state[A] = Binary(_ARITHMETIC[opcode.mnemonic], state[A], right)
+            if opcode.mnemonic in ("div", "mod"):
+                return (state[A],)
+    return ()
 
 
 def header_length(octet: Value) -> Value:
@@ -144,7 +156,7 @@ def header_length(octet: Value) -> Value:
     return Binary(Operator.LSH, Binary(Operator.AND, octet, Const(0xF)), Const(2))
 
 
-def _keep(block: Block, needed: set[Local]) -> Block:
+def _keep(block: Block, needed: frozenset[Local]) -> Block:
     """The block without what nobody reads, its assignments in an order in which they do not disturb each other."""
     pending = {local: value for local, value in block.assignments if local in needed}
     end = block.end

@@ -214,12 +214,13 @@ _WEIGHTLESS = {"src", "dst", "mask"}
 
 
 def compile_expression(
-    expression: str, linktype: str | int = 1, snaplen: int = MAXIMUM_SNAPLEN, netmask: int | None = None, optimize: bool = True
+    expression: str, linktype: str | int = 1, snaplen: int = MAXIMUM_SNAPLEN, netmask: int | None = None, optimize: bool | None = True
 ) -> tuple[Instruction, ...]:
     """libpcap's program for a standard expression, instruction by instruction what `tcpdump -d` prints.
 
     `linktype` is a name or a DLT number, `snaplen` what the program returns for a packet it accepts, `netmask` the network's as a
-    number (0xffffff00 for /24) or None where it is not known. The program may be longer than any kernel takes.
+    number (0xffffff00 for /24) or None where it is not known. With `optimize` None, libpcap's optimizer is left out where it
+    would be busy for more than seconds. The program may be longer than any kernel takes.
 
     Raises `FilterError` with libpcap's words, which know no place, or with ours and a place where the expression is so
     long that libpcap would be busy with it for more than seconds.
@@ -237,16 +238,19 @@ def compile_expression(
     weight = _weigh(expression, number)
 
     def compiled() -> tuple[Instruction, ...]:
-        if optimize and weight > _OPTIMIZABLE:
+        optimizes = optimize is not False
+        if optimizes and weight > _OPTIMIZABLE:
             with _pcap_compile(text, number, snaplen, mask, optimize=False) as program:
                 length = program.bf_len
-            if length > _OPTIMIZABLE:
+            if length > _OPTIMIZABLE and optimize is None:
+                optimizes = False
+            elif length > _OPTIMIZABLE:
                 raise FilterError(
                     f"the expression is too long for libpcap's optimizer: {length} instructions before it, expected at most {_OPTIMIZABLE}",
                     expression,
                     Span(0, len(expression)),
                 )
-        with _pcap_compile(text, number, snaplen, mask, optimize) as program:
+        with _pcap_compile(text, number, snaplen, mask, optimizes) as program:
             octets = libpcap().ffi.buffer(program.bf_insns, program.bf_len * 8)
             return tuple(Instruction(*fields) for fields in struct.iter_unpack("=HBBI", octets))
 

@@ -29,7 +29,7 @@ ROWS = (
     "pcapext",
     "compiler summary",
     # The passes: one form of an expression or a program to the next.
-    "optimize",
+    "optimize prove",
     "resolve mark codegen lift lower optimize.* assemble ebpf",
     "unroll",
     "unroll.levels",
@@ -51,7 +51,7 @@ ROWS = (
     # What all speak of.
     "bpf headers",
     "encapsulation",
-    "flowkeys layout",
+    "flowkeys layout interned",
     "errors",
 )
 

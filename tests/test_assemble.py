@@ -240,6 +240,11 @@ PROGRAMS: list[tuple[str, str, str]] = [
         "0: void := load1[((load1[14] and 15) lsh 2) + 14]; L := ((load1[14] and 15) lsh 2); return (L add 1)",
         "ldxb [14]; ldb [x+14]; txa; add 1; ret a",
     ),
+    (
+        "a local from X, while A holds something that is needed",
+        "0: A := load1[(load1[2] or 1)]; X := (load1[2] or 1); A set 4 ? 1 : 2\n1: return load1[X + 3]\n2: return 0",
+        "ldb [2]; or 0x1; tax; ldb [x+0]; jset 0x4 0 2; ldb [x+3]; ret a; ret 0",
+    ),
     ("sides that change places", "0: length gt load4[0] ? 1 : 2\n1: return 9\n2: return 0", "ld [0]; ldx len; jge x 1 0; ret 9; ret 0"),
     ("a difference", "0: return (length sub load4[0])", "ld [0]; tax; ld len; sub x; ret a"),
     ("a difference from 0", "0: return (0 sub load4[0])", "ld [0]; neg; ret a"),

@@ -116,6 +116,25 @@ def test_blocks_cannot_be_changed() -> None:
         cfg.blocks[0] = REJECT  # type: ignore[index]
 
 
+def test_other_blocks() -> None:
+    """They are put in; where what they lead to is another, the graph is checked and brought into order again."""
+    cfg = graph_of("0: length gt 5 ? 1 : 2\n1: A := 1; goto 3\n2: A := 2; goto 3\n3: return A")
+    assert cfg.with_blocks({}) is cfg
+    assert cfg.with_blocks({1: Block(((Local("A"), Const(1)),), Goto(3))}) is cfg
+    changed = cfg.with_blocks({3: ACCEPT})
+    assert str(changed) == str(cfg).replace("3: return A", "3: return 1")
+    assert changed.labels == cfg.labels
+    assert str(cfg.with_blocks({1: ACCEPT})) == "0: length gt 5 ? 1 : 2\n1: return 1\n2: A := 2; goto 3\n3: return A"
+    assert cfg.with_blocks({1: Block((), Goto(2))}).labels == (0, 1, 2, 3)
+    assert cfg.with_blocks({0: Block((), Goto(4)), 4: ACCEPT}).labels == (0, 4)
+    with pytest.raises(ValueError, match="there is no block 4"):
+        cfg.with_blocks({1: Block((), Goto(4))})
+    with pytest.raises(ValueError, match="are on a loop"):
+        cfg.with_blocks({3: GOTO_1})
+    with pytest.raises(TypeError):
+        changed.blocks[3] = REJECT  # type: ignore[index]
+
+
 def test_order() -> None:
     """Jumps go forward, and the block for a test that holds stands behind the test."""
     cfg = Cfg(5, {0: REJECT, 1: ACCEPT, 2: fork(1, 0), 3: fork(2, 0), 5: fork(3, 2), 9: ACCEPT})

@@ -156,6 +156,9 @@ def test_compile_netmask(capsys: Capsys, mask: str) -> None:
 
 def test_compile_without_optimizing(capsys: Capsys) -> None:
     assert len(succeeds(capsys, "compile", "-O", "tcp")) > len(succeeds(capsys, "compile", "tcp"))
+    libpcaps, further = (succeeds(capsys, "compile", *flags, "mpls and tcp port 80").splitlines() for flags in ([], ["-O2"]))
+    assert len(further) < len(libpcaps)
+    assert succeeds(capsys, "compile", "-O", "-O2", "mpls and tcp port 80").splitlines() == further
 
 
 @pytest.mark.parametrize("linktype", [0, 1, 12, 113, 276])

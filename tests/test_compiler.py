@@ -7,12 +7,16 @@ import re
 import subprocess
 import time
 from itertools import cycle
+from random import Random
 from typing import Any
 
 import pytest
+from graphs import steered_packet
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracle import UNKNOWN_NETMASK, Refused, libpcap_compile, libpcap_matches
+from packets import LINK_TYPES as GENERATED_LINK_TYPES
+from packets import packets as generated
 
 import pcapext
 from benchmarks.frames import frames
@@ -389,6 +393,78 @@ def test_standard_filters_on_every_link_type(netmask: int | None, optimize: bool
             except FilterError as error:
                 ours = error.message if theirs != SYNTAX_ERROR else SYNTAX_ERROR
             assert ours == theirs, (expression, linktype)
+
+
+def packets_for(linktype: int, theirs: Program) -> list[bytes]:
+    """Packets with every nesting where there are some for the link type, and some that go all ways through a program."""
+    rng = Random(f"level 2 {theirs.expression} {linktype}")
+    found = [packet.data for packet in generated(4, seed=linktype, linktypes=(linktype,))] if linktype in GENERATED_LINK_TYPES else []
+    found += [steered_packet(theirs.instructions, rng) for _ in range(8)]
+    return found + [packet[: rng.randrange(len(packet) + 1)] for packet in found]
+
+
+def test_level_2_never_executes_more() -> None:
+    """On the whole table and every link type: libpcap's verdicts, by its own interpreter too, and no more instructions."""
+    filters = fewer = 0
+    for expression, linktype in sorted({case[:2] for case in cases()}):
+        try:
+            theirs = compile(expression, linktype=linktype, netmask=0xFFFFFF00)
+        except FilterError as error:
+            with pytest.raises(FilterError, match=f"^{re.escape(str(error))}$"):
+                compile(expression, linktype=linktype, netmask=0xFFFFFF00, optimize=2)
+            continue
+        ours = compile(expression, linktype=linktype, netmask=0xFFFFFF00, optimize=2)
+        if "protochain" in expression:
+            assert ours == theirs
+            continue
+        spared = False
+        for packet in packets_for(theirs.linktype, theirs):
+            for wirelen in (len(packet), len(packet) + 40):
+                expected, found = run(theirs, packet, wirelen), run(ours, packet, wirelen)
+                assert found.value == expected.value, (expression, linktype, packet.hex())
+                assert found.executed <= expected.executed, (expression, linktype, packet.hex())
+                spared |= found.executed < expected.executed
+                for program in (theirs, ours):
+                    # Some of libpcap's programs for 802.11 read M[] where they never wrote; what that is depends on its stack.
+                    if "not written" not in (program.kernel_refusal() or ""):
+                        assert pcap_bridge.run_filter(program.instructions, packet, wirelen) == found.value, (expression, linktype)
+        filters += 1
+        fewer += spared
+    assert filters > 400
+    assert fewer > 40
+
+
+@pytest.mark.parametrize(
+    ("expression", "linktype", "spared"),
+    [
+        ("ip[2:2] - ((ip[0] & 0xf) << 2) > 100 and ip[2:2] < 1000", "EN10MB", 5),
+        ("tcp port 80 and (((ip[2:2] - ((ip[0]&0xf)<<2)) - ((tcp[12]&0xf0)>>2)) != 0)", "EN10MB", 8),
+        ("mpls and tcp port 80", "EN10MB", 2),
+        ("tcp port 80 and host 10.0.0.1", "IEEE802_11", 80),
+    ],
+)
+def test_level_2_is_shorter(expression: str, linktype: str, spared: int) -> None:
+    assert len(compile(expression, linktype=linktype, optimize=2)) <= len(compile(expression, linktype=linktype)) - spared
+
+
+def test_level_2_goes_where_libpcaps_optimizer_does_not() -> None:
+    expression = " or ".join(f"host 10.0.{number // 256}.{number % 256}" for number in range(400))
+    with pytest.raises(FilterError, match="too long for libpcap's optimizer"):
+        compile(expression)
+    assert len(compile(expression, optimize=2)) < 4096
+
+
+@pytest.mark.parametrize("optimize", [-1, 3, "2", None, 1.5])
+def test_levels_that_there_are_not(optimize: object) -> None:
+    with pytest.raises(FilterError, match=re.escape(f"optimize is {optimize!r}, expected 0, 1 or 2")):
+        compile("tcp", optimize=optimize)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("expression", ["tcp port 80", "inner tcp port 80"])
+def test_levels_by_their_other_names(expression: str) -> None:
+    assert compile(expression, optimize=0) == compile(expression, optimize=False)
+    assert compile(expression, optimize=1) == compile(expression, optimize=True) == compile(expression)
+    assert compile("inner tcp", optimize=2) == compile("inner tcp")
 
 
 def test_link_types_by_name_and_number() -> None:

@@ -179,6 +179,7 @@ CHAINS: dict[str, Callable[[int], str]] = {
     "standard hosts": lambda number: f"host 10.0.{number // 256}.{number % 256}",
     "standard ports": lambda number: f"tcp port {2 * number + 1}",
     "inner hosts": lambda number: f"inner host 10.0.{number // 256}.{number % 256}",
+    "inner IPv6 hosts": lambda number: f"inner ip6 host fe80::{number + 1:x}",
     "inner ports": lambda number: f"inner port {2 * number + 1}",
     "inner port ranges": lambda number: f"inner portrange {10 * number + 1}-{10 * number + 5}",
     "both": lambda number: f"inner tcp port {number + 1} or host 10.0.0.{number}",

@@ -3,14 +3,18 @@
 In:  a `Cfg`.
 Out: a `Cfg` that rejects and accepts the same packets with less work.
 
-The passes are repeated in their order until a round changes nothing. Then `copy_tails` trades a few instructions for jumps.
+The passes are repeated in their order until all in a row change nothing. Then blocks are joined, and `copy_tails` trades a few
+instructions for jumps.
 """
 
 from __future__ import annotations
 
+from itertools import cycle, islice
+
 from pcapext.cfg import Cfg
 from pcapext.optimize.bounds import drop_bounds
 from pcapext.optimize.dead import remove_dead
+from pcapext.optimize.join import join
 from pcapext.optimize.merge import merge
 from pcapext.optimize.propagate import propagate
 from pcapext.optimize.simplify import simplify
@@ -19,8 +23,8 @@ from pcapext.optimize.thread import thread_jumps
 
 PASSES = (simplify, propagate, thread_jumps, drop_bounds, remove_dead, merge)
 
-#: Passes that come last, once: `merge` would undo the first, and the others clean up after it.
-LAST_PASSES = (copy_tails, propagate, simplify, remove_dead)
+#: Passes that come last, once: `join` hides equal tails from `merge`, which would undo `copy_tails`, and the others clean up.
+LAST_PASSES = (join, merge, copy_tails, propagate, simplify, remove_dead)
 
 #: Rounds after which to stop. Each round that changes anything makes the graph smaller or its values simpler.
 _MAX_ROUNDS = 100
@@ -28,11 +32,11 @@ _MAX_ROUNDS = 100
 
 def optimize(cfg: Cfg) -> Cfg:
     """The graph after all passes."""
-    for _ in range(_MAX_ROUNDS):
-        before = cfg
-        for improve in PASSES:
-            cfg = improve(cfg)
-        if cfg == before:
+    idle = 0  # passes in a row that found nothing to do
+    for improve in islice(cycle(PASSES), _MAX_ROUNDS * len(PASSES)):
+        before, cfg = cfg, improve(cfg)
+        idle = idle + 1 if cfg is before else 0
+        if idle == len(PASSES):
             break
     for improve in LAST_PASSES:
         cfg = improve(cfg)

@@ -16,11 +16,13 @@ length is not cut: a load may reject what a check lets pass, never the other way
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import TypeAlias
 
 from pcapext.cfg import (
+    LONGEST_PACKET,
     REJECT,
+    REMEMBERED,
     VOID,
     Binary,
     Block,
@@ -49,9 +51,6 @@ Place: TypeAlias = tuple[Value | None, int]
 #: How far behind each base the packet is known to reach.
 Reach: TypeAlias = Mapping[Value | None, int]
 
-#: No packet is longer, and a sum of two numbers up to here does not wrap around.
-_LONGEST = 0x7FFF_FFFF
-
 
 def drop_bounds(cfg: Cfg) -> Cfg:
     """The graph without needless checks and loads."""
@@ -73,7 +72,9 @@ def _drop_forward(cfg: Cfg) -> Cfg:
             if local == VOID and _reaches(reach, value):
                 continue
             kept.append((local, value))
-            reach = _behind(local, value, _farther(reach, _ends(value)))
+            reach = _farther(reach, _ends(value))
+            if local != VOID:
+                reach = _behind(local, value, reach)
         end = block.end
         if isinstance(end, Branch):
             checked = _checked(end.test)
@@ -81,11 +82,13 @@ def _drop_forward(cfg: Cfg) -> Cfg:
             if same or (checked is not None and reach.get(checked[0], -1) >= checked[1]):
                 end = Goto(end.then)
             else:
-                reach = _farther(reach, [*_ends(end.test.left), *_ends(end.test.right)])
-        blocks[label] = Block(tuple(kept), end)
-        for target in blocks[label].targets:
+                reach = _farther(_farther(reach, _ends(end.test.left)), _ends(end.test.right))
+        if block.assignments or end is not block.end:
+            block = Block(tuple(kept), end)
+        blocks[label] = block
+        for target in end.targets:
             arriving[target].append(reach)
-    return Cfg(cfg.entry, blocks)
+    return cfg.with_blocks(blocks)
 
 
 def _drop_backward(cfg: Cfg) -> Cfg:
@@ -103,44 +106,53 @@ def _drop_backward(cfg: Cfg) -> Cfg:
             checked, behind = _checked(end.test), reaches[end.then]
             if checked is not None and behind is not None and behind.get(checked[0], -1) >= checked[1]:
                 end = Goto(end.then)
-        targets = Block((), end).targets
+        targets = end.targets
         ways = [way for target in targets if (way := reaches[target]) is not None]
         reach: Reach | None = reduce(_common, ways) if ways else None if targets else {}
         if reach is None:
             reaches[label], blocks[label] = None, REJECT
             continue
-        reach = _farther(reach, [place for value in Block((), end).values for place in _ends(value)])
+        for value in end.values:
+            reach = _farther(reach, _ends(value))
         kept = []
         for local, value in reversed(block.assignments):
             if local == VOID and _reaches(reach, value):
                 continue
-            reach = _farther(_before(local, value, reach), _ends(value))
+            if local != VOID:
+                reach = _before(local, value, reach)
+            reach = _farther(reach, _ends(value))
             kept.append((local, value))
-        reaches[label], blocks[label] = reach, Block(tuple(reversed(kept)), end)
-    return Cfg(cfg.entry, blocks)
+        reaches[label] = reach
+        if block.assignments or end is not block.end:
+            block = Block(tuple(reversed(kept)), end)
+        blocks[label] = block
+    return cfg.with_blocks(blocks)
 
 
-def _ends(value: Value) -> list[Place]:
+@lru_cache(REMEMBERED)
+def _ends(value: Value) -> tuple[Place, ...]:
     """The ends of the bytes that the loads in a value read."""
-    return [_place(part.offset, part.k + part.size) for part in parts(value) if isinstance(part, Load)]
+    return tuple(_place(part.offset, part.k + part.size) for part in parts(value) if isinstance(part, Load))
 
 
+@lru_cache(REMEMBERED)
 def _place(offset: Value, more: int) -> Place:
     """offset + more, where that does not wrap around."""
     match offset:
         case Const(number):
             return None, number + more
-        case Binary(Operator.ADD, base, Const(distance)) if maximum(base) + distance <= _LONGEST:
+        case Binary(Operator.ADD, base, Const(distance)) if maximum(base) + distance <= LONGEST_PACKET:
             return base, distance + more
     return offset, more
 
 
+@lru_cache(REMEMBERED)
 def _checked(test: Test) -> Place | None:
     """How far a packet reaches for which a check of its length holds."""
     match test:
         case Test(Comparison.GE, Length(), bound):
             return _place(bound, 0)
-        case Test(Comparison.GE, Binary(Operator.SUB, Length(), base), distance) if maximum(distance) <= _LONGEST:
+        case Test(Comparison.GE, Binary(Operator.SUB, Length(), base), distance) if maximum(distance) <= LONGEST_PACKET:
             index, more = _place(distance, 0)
             return _place(base if index is None else simplify_part(Binary(Operator.ADD, base, index)), more)
     return None
@@ -152,20 +164,26 @@ def _reaches(reach: Reach, value: Value) -> bool:
 
 
 def _common(reach: Reach, other: Reach) -> Reach:
+    if reach is other:
+        return reach
     return {base: min(distance, other[base]) for base, distance in reach.items() if base in other}
 
 
 def _farther(reach: Reach, places: Iterable[Place]) -> Reach:
-    farther = dict(reach)
-    pending = [*places]
-    while pending:
-        base, distance = pending.pop()
-        farther[base] = max(farther.get(base, distance), distance)
-        farther[None] = max(farther.get(None, distance), distance)  # no base is before the packet
-        match base:
-            case Binary(Operator.ADD, left, right) if maximum(left) + maximum(right) <= _LONGEST:
-                pending.append(_place(left, distance))  # what is behind a sum is behind its operands
-    return farther
+    farther = {base: distance for place in places for base, distance in _up_to(place) if distance > reach.get(base, -1)}
+    return {**reach, **farther} if farther else reach
+
+
+@lru_cache(REMEMBERED)
+def _up_to(place: Place) -> tuple[Place, ...]:
+    """A place, and what is before it in every packet: a place that is behind a sum is behind its operands, and behind the begin."""
+    base, distance = place
+    match base:
+        case Binary(Operator.ADD, left, right) if maximum(left) + maximum(right) <= LONGEST_PACKET:
+            return (*_up_to(_place(left, distance)), place)
+        case None:
+            return (place,)
+    return ((None, distance), place)
 
 
 def _behind(local: Local, value: Value, reach: Reach) -> Reach:

@@ -7,23 +7,28 @@ Out: the graph without assignments that have no effect. A load that is kept only
 
 from __future__ import annotations
 
-from pcapext.cfg import VOID, Block, Cfg, Label, Local, Value, live_before, loads_of, locals_of
+from functools import lru_cache
+
+from pcapext.cfg import REMEMBERED, VOID, Block, Cfg, Label, Local, Value, live_before, loads_of, locals_of, read_at_end
 
 
 def remove_dead(cfg: Cfg) -> Cfg:
     """The graph without assignments that have no effect."""
     blocks: dict[Label, Block] = {}
-    live: dict[Label, set[Local]] = {}
+    live: dict[Label, frozenset[Local]] = {}
     for label in reversed(cfg.labels):
         block = cfg.blocks[label]
-        blocks[label], live[label] = _block(block, set().union(*(live[target] for target in block.targets)))
-    return Cfg(cfg.entry, blocks)
+        live_after = frozenset[Local]().union(*(live[target] for target in block.end.targets))
+        blocks[label] = block = _block(block, live_after) if block.assignments else block
+        live[label] = live_before(block, live_after)
+    return cfg.with_blocks(blocks)
 
 
-def _block(block: Block, live_after: set[Local]) -> tuple[Block, set[Local]]:
-    """The block without what has no effect, and the locals that it then reads."""
-    live = live_before(Block((), block.end), live_after)
-    done = {load for value in Block((), block.end).values for load in loads_of(value)}  # from here on in the block
+@lru_cache(REMEMBERED)
+def _block(block: Block, live_after: frozenset[Local]) -> Block:
+    """The block without what has no effect."""
+    live = live_after | read_at_end(block)
+    done = {load for value in block.end.values for load in loads_of(value)}  # from here on in the block
     kept: list[tuple[Local, Value]] = []
     for local, value in reversed(block.assignments):
         loads = loads_of(value)
@@ -39,4 +44,4 @@ def _block(block: Block, live_after: set[Local]) -> tuple[Block, set[Local]]:
                     kept.append((VOID, load))
                     live |= locals_of(load)
         done.update(loads)
-    return Block(tuple(reversed(kept)), block.end), live
+    return Block(tuple(reversed(kept)), block.end)

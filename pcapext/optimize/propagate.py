@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import lru_cache
+from typing import TypeAlias
 
 from pcapext.cfg import (
+    REMEMBERED,
     VOID,
     Ancillary,
     Binary,
@@ -27,31 +30,48 @@ from pcapext.cfg import (
     Value,
     locals_of,
     parts,
+    reads_of,
     rewrite,
     rewrite_end,
 )
 
+#: The locals whose values are known at a place.
+Known: TypeAlias = Mapping[Local, Value]
+
 
 def propagate(cfg: Cfg) -> Cfg:
     """The graph with known locals replaced."""
-    reads = Counter(part for block in cfg.blocks.values() for value in block.values for part in parts(value) if isinstance(part, Local))
+    reads = Counter[Local]()
+    for block in cfg.blocks.values():
+        reads.update(_reads(block))
     predecessors = cfg.predecessors
-    known_after: dict[Label, Mapping[Local, Value]] = {}
+    known_after: dict[Label, Known] = {}
     blocks: dict[Label, Block] = {}
     for label, block in cfg.blocks.items():
         known = _agreed([known_after[before] for before in predecessors[label]])
         blocks[label], known_after[label] = _block(block, known, reads)
-    return Cfg(cfg.entry, blocks)
+    return cfg.with_blocks(blocks)
 
 
-def _agreed(knowledge: list[Mapping[Local, Value]]) -> dict[Local, Value]:
+@lru_cache(REMEMBERED)
+def _reads(block: Block) -> tuple[Local, ...]:
+    """The locals that a block reads, each as often as it does."""
+    return tuple(part for value in block.values for part in parts(value) if isinstance(part, Local))
+
+
+def _agreed(knowledge: list[Known]) -> Known:
     if not knowledge:
         return {}
     first, *others = knowledge
-    return {local: value for local, value in first.items() if all(other.get(local) == value for other in others)}
+    if all(other is first for other in others):
+        return first
+    return {local: value for local, value in first.items() if all(other.get(local) is value for other in others)}
 
 
-def _block(block: Block, known: dict[Local, Value], reads: Counter[Local]) -> tuple[Block, Mapping[Local, Value]]:
+def _block(block: Block, known: Known, reads: Counter[Local]) -> tuple[Block, Known]:
+    if not block.assignments and known.keys().isdisjoint(reads_of(block)):
+        return block, known
+
     def put(value: Value) -> Value:
         return known.get(value, value) if isinstance(value, Local) else value
 
@@ -62,14 +82,18 @@ def _block(block: Block, known: dict[Local, Value], reads: Counter[Local]) -> tu
 
     assignments = []
     for local, value in block.assignments:
-        value = rewrite(value, put_base if local == VOID else put)
+        if not locals_of(value).isdisjoint(known):
+            value = rewrite(value, put_base if local == VOID else put)
         assignments.append((local, value))
+        if local == VOID:
+            continue
         known = {other: held for other, held in known.items() if other != local and local not in locals_of(held)}
-        if local != VOID and local not in locals_of(value) and (is_cheap(value) or (reads[local] == 1 and not locals_of(value))):
+        if local not in locals_of(value) and (is_cheap(value) or (reads[local] == 1 and not locals_of(value))):
             known[local] = value
     return Block(tuple(assignments), rewrite_end(block.end, put)), known
 
 
+@lru_cache(REMEMBERED)
 def is_cheap(value: Value) -> bool:
     """Whether one instruction computes it."""
     match value:

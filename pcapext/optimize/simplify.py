@@ -9,7 +9,10 @@ Out: the same graph with simpler values. A constant stands on the right; a sum h
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from pcapext.cfg import (
+    REMEMBERED,
     U32,
     Binary,
     Block,
@@ -27,30 +30,38 @@ from pcapext.cfg import (
     loads_of,
     maximum,
     rewrite,
-    rewrite_end,
 )
 
 
 def simplify(cfg: Cfg) -> Cfg:
     """The graph with every value and test simplified."""
-    return Cfg(cfg.entry, {label: _block(block) for label, block in cfg.blocks.items()})
+    return cfg.with_blocks({label: _block(block) for label, block in cfg.blocks.items()})
 
 
+@lru_cache(REMEMBERED)
 def _block(block: Block) -> Block:
-    assignments = tuple((local, rewrite(value, simplify_part)) for local, value in block.assignments)
-    return Block(assignments, _end(rewrite_end(block.end, simplify_part)))
+    assignments = tuple((local, simplify_value(value)) for local, value in block.assignments)
+    return Block(assignments, _end(block.end))
+
+
+@lru_cache(REMEMBERED)
+def simplify_value(value: Value) -> Value:
+    """A value, simplified from its innermost parts outwards."""
+    return rewrite(value, simplify_part)
 
 
 def _end(end: End) -> End:
     match end:
-        case Branch(test, then, otherwise):
-            simpler, holds = simplify_test(test)
+        case Branch(Test(comparison, left, right), then, otherwise):
+            simpler, holds = simplify_test(Test(comparison, simplify_value(left), simplify_value(right)))
             if isinstance(simpler, bool):
                 return Goto(then if simpler == holds else otherwise)
             if then == otherwise and not (loads_of(simpler.left) or loads_of(simpler.right)):
                 return Goto(then)
             return Branch(simpler, then, otherwise) if holds else Branch(simpler, otherwise, then)
-        case Goto() | Return():
+        case Return(value):
+            return Return(simplify_value(value))
+        case Goto():
             return end
 
 

@@ -43,7 +43,7 @@ def copy_tails(cfg: Cfg) -> Cfg:
         match block.end:
             case Goto(target) if tails[target] is not None:
                 blocks[label] = Block(block.assignments, end_of(target, {}))
-    return Cfg(cfg.entry, blocks)
+    return cfg.with_blocks(blocks)
 
 
 def _tail(label: Label, block: Block, tails: dict[Label, set[Label] | None]) -> set[Label] | None:

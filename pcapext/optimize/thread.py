@@ -12,11 +12,12 @@ skipping the test changes nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import reduce
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, reduce
 
 from pcapext.cfg import (
+    REMEMBERED,
     U32,
     VOID,
     Block,
@@ -32,13 +33,14 @@ from pcapext.cfg import (
     loads_of,
     locals_of,
 )
+from pcapext.interned import Interned
 
 #: How many numbers to remember that a value can be.
 _FEW = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+@dataclass(frozen=True, slots=True, eq=False)
+class Known(Interned):
     """What tests told of one value: it is one of `among` or, where that is None, from `low` to `high` and none of `excluded`.
 
     `outcomes` are those of tests that do not compare it with a number, or only some of its bits.
@@ -53,16 +55,16 @@ class Known:
     low: int = 0
     high: int = U32
     excluded: frozenset[int] = frozenset()
-    outcomes: Mapping[Test, bool] = field(default_factory=dict)
+    outcomes: frozenset[tuple[Test, bool]] = frozenset()
 
     def with_outcome(self, test: Test, holds: bool) -> Known:
         """This, and the outcome of one more test of the value."""
         low, high, excluded = self.low, self.high, self.excluded
         match test:
             case Test(comparison, _, Const(number)) if self.among is not None:
-                return replace(self, among=frozenset(each for each in self.among if comparison(each, number) == holds))
+                return one_of(frozenset(each for each in self.among if comparison(each, number) == holds), self.outcomes)
             case Test(Comparison.EQ, _, Const(number)) if holds:
-                return Known(frozenset({number}), outcomes=self.outcomes)
+                return one_of(frozenset({number}), self.outcomes)
             case Test(Comparison.EQ, _, Const(number)):
                 excluded |= {number}
             case Test(Comparison.GT, _, Const(number)):
@@ -70,28 +72,27 @@ class Known:
             case Test(Comparison.GE, _, Const(number)):
                 low, high = (max(low, number), high) if holds else (low, min(high, number - 1))
             case _:
-                return replace(self, outcomes={**self.outcomes, test: holds})
+                return Known(self.among, low, high, excluded, self.outcomes | {(test, holds)})
         while low in excluded:
             low += 1
         while high in excluded:
             high -= 1
         if low == high:
-            return Known(frozenset({low}), outcomes=self.outcomes)
+            return one_of(frozenset({low}), self.outcomes)
         return Known(None, low, high, excluded, self.outcomes)
 
     def without(self, local: Local) -> Known:
         """This, but for the outcomes of tests against a local."""
-        if not any(local in locals_of(test.right) for test in self.outcomes):
-            return self
-        return replace(self, outcomes={test: holds for test, holds in self.outcomes.items() if local not in locals_of(test.right)})
+        outcomes = frozenset((test, holds) for test, holds in self.outcomes if local not in locals_of(test.right))
+        return Known(self.among, self.low, self.high, self.excluded, outcomes)
 
     def common(self, other: Known) -> Known:
         """What this and the other both say."""
-        outcomes = {test: holds for test, holds in self.outcomes.items() if other.outcomes.get(test) == holds}
+        outcomes = self.outcomes & other.outcomes
         numbers = (self.among or frozenset()) | (other.among or frozenset())
         ranges = [known for known in (self, other) if known.among is None]
         if not ranges and len(numbers) <= _FEW:
-            return Known(numbers, outcomes=outcomes)
+            return one_of(numbers, outcomes)
         low = min([*numbers, *(known.low for known in ranges)])
         high = max([*numbers, *(known.high for known in ranges)])
         excluded = frozenset.intersection(*(known.excluded for known in ranges)) - numbers if ranges else frozenset()
@@ -99,17 +100,22 @@ class Known:
 
     def outcome(self, test: Test) -> bool | None:
         """The outcome of a test of the value, if this tells it."""
-        match test:
-            case Test(comparison, _, Const(number)) if self.among is not None:
-                possible = {comparison(each, number) for each in self.among}
+        match test.right:
+            case Const(number) if self.among is not None:
+                possible = {test.comparison(each, number) for each in self.among}
                 return possible.pop() if len(possible) == 1 else None
-            case Test(Comparison.EQ, _, Const(number)):
+            case Const(number) if test.comparison is Comparison.EQ:
                 return False if number in self.excluded or not self.low <= number <= self.high else None
-            case Test(Comparison.GT, _, Const(number)):
+            case Const(number) if test.comparison is Comparison.GT:
                 return True if self.low > number else False if self.high <= number else None
-            case Test(Comparison.GE, _, Const(number)):
+            case Const(number) if test.comparison is Comparison.GE:
                 return True if self.low >= number else False if self.high < number else None
-        return self.outcomes.get(test)
+        return True if (test, True) in self.outcomes else False if (test, False) in self.outcomes else None
+
+
+def one_of(numbers: frozenset[int], outcomes: frozenset[tuple[Test, bool]] = frozenset()) -> Known:
+    """That a value is one of these numbers."""
+    return Known(numbers, 0, U32, frozenset(), outcomes)
 
 
 #: What is known at a place, by the left side of tests. Each of these values was computed on every path to it.
@@ -119,7 +125,9 @@ Facts = Mapping[Value, Known]
 def thread_jumps(cfg: Cfg) -> Cfg:
     """The graph with known tests skipped."""
     useful = _worth_knowing(cfg)
+    later = _asked_later(cfg, useful)
     blocks = dict(cfg.blocks)
+    ends: Ends = {}
     arriving: dict[Label, list[Facts]] = {label: [] for label in cfg.blocks}
     arriving[cfg.entry].append({})
     for label in cfg.labels:
@@ -127,7 +135,9 @@ def thread_jumps(cfg: Cfg) -> Cfg:
         if not arrived:
             continue  # every way to it was led elsewhere
         block = blocks[label]
-        facts = _behind(block.assignments, reduce(_common, arrived))
+        facts = reduce(_common, arrived)
+        if block.assignments:
+            facts = _behind(block.assignments, facts)
         match block.end:
             case Branch(test, then, otherwise):
                 outcome = decide(test, facts)
@@ -138,15 +148,17 @@ def thread_jumps(cfg: Cfg) -> Cfg:
                     continue
                 targets = []
                 for target, holds in ((then, True), (otherwise, False)):
-                    known = _with(facts, test, holds) if test in useful else facts
-                    targets.append(_follow(blocks, target, known))
+                    known = _with(facts, test, holds) if test in useful and later(test.left, target) else facts
+                    targets.append(_follow(blocks, target, known, ends))
                     arriving[targets[-1]].append(known)
-                blocks[label] = Block(block.assignments, Branch(test, *targets))
-            case Goto(target):
-                target = _follow(blocks, target, facts)
-                blocks[label] = Block(block.assignments, Goto(target))
+                if targets != [then, otherwise]:
+                    blocks[label] = Block(block.assignments, Branch(test, *targets))
+            case Goto(next_label):
+                target = _follow(blocks, next_label, facts, ends)
+                if target != next_label:
+                    blocks[label] = Block(block.assignments, Goto(target))
                 arriving[target].append(facts)
-    return Cfg(cfg.entry, blocks)
+    return cfg.with_blocks(blocks)
 
 
 def _worth_knowing(cfg: Cfg) -> set[Test]:
@@ -167,66 +179,118 @@ def _worth_knowing(cfg: Cfg) -> set[Test]:
     return {test for test in same if same[test] > 1 or decides_others(test)}
 
 
+def _asked_later(cfg: Cfg, tests: set[Test]) -> Callable[[Value, Label], bool]:
+    """Whether a block or one behind it may test the left side of one of these tests again."""
+    # A number with a bit for each left side stands for a set of them.
+    bits = {left: 1 << index for index, left in enumerate(dict.fromkeys(test.left for test in tests))}
+    tested: dict[Label, int] = {}
+    for label in reversed(cfg.labels):
+        end = cfg.blocks[label].end
+        tested[label] = bits.get(end.test.left, 0) if isinstance(end, Branch) else 0
+        for target in end.targets:
+            tested[label] |= tested[target]
+    return lambda left, label: tested[label] & bits[left] != 0
+
+
 def _behind(assignments: Sequence[tuple[Local, Value]], facts: Facts) -> Facts:
     """What is known behind assignments: nothing of old values, and which local is which number."""
     for local, value in assignments:
         if local != VOID:
-            facts = {left: known.without(local) for left, known in facts.items() if local not in locals_of(left)}
+            facts = {
+                left: known.without(local) if known.outcomes else known for left, known in facts.items() if local not in locals_of(left)
+            }
             if isinstance(value, Const):
-                facts[local] = Known(frozenset({value.value}))
+                facts[local] = one_of(frozenset({value.value}))
     return facts
 
 
 def _common(facts: Facts, others: Facts) -> Facts:
+    if facts is others:
+        return facts
     return {
-        value: known if known is other else known.common(other)
+        value: known if known is other else _both(known, other)
         for value, known in facts.items()
         if (other := others.get(value)) is not None
     }
 
 
+@lru_cache(REMEMBERED)
+def _both(known: Known, other: Known) -> Known:
+    return known.common(other)
+
+
 def _with(facts: Facts, test: Test, holds: bool) -> Facts:
-    return {**facts, test.left: facts.get(test.left, Known()).with_outcome(test, holds)}
+    return {**facts, test.left: _told(facts.get(test.left, _UNKNOWN), test, holds)}
+
+
+@lru_cache(REMEMBERED)
+def _told(known: Known, test: Test, holds: bool) -> Known:
+    return known.with_outcome(test, holds)
+
+
+#: What is known of a value that was not tested.
+_UNKNOWN = Known()
 
 
 #: How many tests to look ahead for a place where both outcomes meet.
 _AHEAD = 2
 
 
-def _follow(blocks: Mapping[Label, Block], target: Label, facts: Facts) -> Label:
-    """Where a jump to `target` ends, with these facts known on the way: past tests whose outcome is known, or does not matter."""
-    while True:
-        match blocks[target]:
-            case Block((), Goto(further)):
-                target = further
-            case Block((), Branch(test, then, otherwise)):
-                outcome = decide(test, facts)
-                if outcome is not None:
-                    target = then if outcome else otherwise
-                elif (meeting := _meeting(blocks, target, facts)) is not None:
-                    target = meeting
-                else:
-                    return target
-            case _:
-                return target
+#: Where a jump to a block ends, with facts about it known on the way.
+Ends = dict[tuple[Label, frozenset[tuple[Value, Known]]], Label]
 
 
-def _meeting(blocks: Mapping[Label, Block], label: Label, facts: Facts) -> Label | None:
-    """Where both outcomes of the test of a block lead, if that is one place and no more than `_AHEAD` tests on."""
-    ends = _ends(blocks, label, facts, _AHEAD)
-    return ends.pop() if len(ends) == 1 and label not in ends else None
+def _follow(blocks: Mapping[Label, Block], target: Label, facts: Facts, ends: Ends) -> Label:
+    """Where a jump to `target` ends, with these facts known on the way: past tests whose outcome is known, or does not matter.
+
+    Many jumps go the same way to the end of a long list, so that it is remembered from each block on.
+    """
+    passed: list[tuple[Label, frozenset[tuple[Value, Known]]]] = []
+    while (following := _next(blocks, target, facts)) is not None:
+        if not passed:
+            known = frozenset(facts.items())
+        passed.append((target, known))
+        target = ends.get(passed[-1], following)
+        if target != following:
+            break
+    for place in passed:
+        ends[place] = target
+    return target
 
 
-def _ends(blocks: Mapping[Label, Block], label: Label, facts: Facts, ahead: int) -> set[Label]:
-    """Where the ways from a block on lead that are possible with these facts, at most so many tests on."""
-    while (block := blocks[label]).assignments == () and isinstance(block.end, Goto):
-        label = block.end.target
-    match block:
-        case Block((), Branch(test, then, otherwise)) if ahead and not loads_of(test.left) and not loads_of(test.right):
+def _next(blocks: Mapping[Label, Block], label: Label, facts: Facts) -> Label | None:
+    """Where a jump to a block that does nothing of use can go instead."""
+    block = blocks[label]
+    if block.assignments:
+        return None
+    match block.end:
+        case Goto(target):
+            return target
+        case Branch(test, then, otherwise):
             outcome = decide(test, facts)
-            ways = [(then, True), (otherwise, False)] if outcome is None else [(then if outcome else otherwise, outcome)]
-            return set().union(*(_ends(blocks, way, _with(facts, test, holds), ahead - 1) for way, holds in ways))
-    return {label}
+            if outcome is not None:
+                return then if outcome else otherwise
+            meeting = _meeting(blocks, label, facts, _AHEAD)
+            return meeting if meeting != label else None
+    return None
+
+
+def _meeting(blocks: Mapping[Label, Block], label: Label, facts: Facts, ahead: int) -> Label | None:
+    """The one place to which all ways from a block on lead that are possible with these facts, at most so many tests on."""
+    while not (block := blocks[label]).assignments and isinstance(block.end, Goto):
+        label = block.end.target
+    if block.assignments or not ahead:
+        return label
+    match block.end:
+        case Branch(test, then, otherwise) if not (loads_of(test.left) or loads_of(test.right)):
+            outcome = decide(test, facts)
+            if outcome is not None:
+                return _meeting(blocks, then if outcome else otherwise, _with(facts, test, outcome), ahead - 1)
+            meeting = _meeting(blocks, then, _with(facts, test, True), ahead - 1)
+            if meeting is None or meeting != _meeting(blocks, otherwise, _with(facts, test, False), ahead - 1):
+                return None
+            return meeting
+    return label
 
 
 def decide(test: Test, facts: Facts) -> bool | None:

@@ -15,7 +15,7 @@ from pcapext.encapsulation import IPV4, IPV6, ExtensionHeader
 from pcapext.flowkeys import NO_ETHERNET
 from pcapext.layout import Always, ByEtherType, ByNibble, ByNumber, Encapsulation
 from pcapext.unroll.builder import NETWORK, NEXT, OCTETS, PROTOCOL, TYPE, VERSION, H, Place, add, local_for, nibble
-from pcapext.unroll.tunnels import Tunnels
+from pcapext.unroll.tunnels import Tunnels, has_two_ways
 
 #: The EtherTypes of VLAN tags, each with its row, and the others that are walked through, IP apart.
 _TAGS = {number: row for number, row in table.BY_ETHERTYPE.items() if row.bound == "vlan_tags"}
@@ -236,19 +236,17 @@ class Levels(Tunnels):
                 else self.equal(VERSION, 0, header, self.state(self.transport, level, Const(row.protocol)))
             )
             cases.append((row.protocol, known))
-        cut = self.exit(level, tproto=PROTOCOL, thoff=Const(0), poff=Const(0))
-        return self.jumped(H, self.switch(PROTOCOL, cases, follows), cut)
+        return self.switch(PROTOCOL, cases, follows)
 
     def ipv4_chain(self, level: int) -> Label:
         """A header of protocol `PROTOCOL` at H, behind an IPv4 header."""
         follows = self.state(self.transport, level, PROTOCOL)
         if not self.settings.extension_headers:
             return follows
-        cut = self.exit(level, tproto=PROTOCOL, thoff=Const(0), poff=Const(0))
         cases = []
         for row in table.EXTENSION_HEADERS:
             if row.in_ipv4:
-                header = self.jumped(H, self.state(self.extension, level, 0, row), cut)
+                header = self.state(self.extension, level, 0, row)
                 cases.append((row.protocol, self.assign(VERSION, PROTOCOL, header)))  # not 0, and at hand
         return self.switch(PROTOCOL, cases, follows)
 
@@ -261,7 +259,9 @@ class Levels(Tunnels):
             ends = self.once(self.later_fragment, self.outermost(level), PROTOCOL)
             later = self.assign(PROTOCOL, self.here.load(1, 0), self.move(self.end(self.here, row.length), ends))
             then = self.branch(self.here.has_bits(row.fragment), later, then)
-        return self.needs(self.here, row.length.fixed, then, cut)
+        then = self.needs(self.here, row.length.fixed, then, cut)
+        # Only the first one of IPv6 stands where its place is known to be in the packet.
+        return self.jumped(H, then, cut) if passed or row.in_ipv4 else then
 
     def behind_extension(self, level: int, passed: int, base: int) -> Label:
         """An extension header at H of `base` + `OCTETS` bytes. Its first byte says what follows (RFC 8200 4, RFC 4302 2.1)."""
@@ -302,11 +302,16 @@ class Levels(Tunnels):
         return self.switch(tproto, cases, ends(poff=self.here.at(0)))
 
     def ip_tunnel(self, level: int, number: int) -> Label:
-        carrier = self.once(self.plain, self.outermost(level), Const(number))
-        rows = [table.BY_IP_PROTOCOL[ip, number] for ip in (IPV4, IPV6)]
-        over_ipv4, over_ipv6 = (self.tunnel(level, row, self.here, carrier) for row in rows)
+        over_ipv4, over_ipv6 = (self.carried(level, table.BY_IP_PROTOCOL[ip, number], self.here, number) for ip in (IPV4, IPV6))
         then = self.equal(NETWORK, IPV6, over_ipv6, over_ipv4) if self.names_network else over_ipv4
         return self.leave(level, then, tproto=Const(number), thoff=self.here.at(0), poff=self.here.at(0))
+
+    def carried(self, level: int, row: Encapsulation, place: Place, number: int) -> Label:
+        """A tunnel header behind IP protocol `number`, or UDP."""
+        plain = partial(self.once, self.plain, self.outermost(level))
+        if has_two_ways(row) and len({plain(Const(carrier)) for carrier in (table.UDP, *row.ip_protocols)}) > 1:
+            return self.assign(PROTOCOL, Const(number), self.tunnel(level, row, place, plain(PROTOCOL)))
+        return self.tunnel(level, row, place, plain(Const(number)))
 
     @property
     def names_network(self) -> bool:
@@ -323,7 +328,7 @@ class Levels(Tunnels):
         if not self.goes_on(level):
             return carrier
         header = self.here.behind(table.UDP_LENGTH)
-        ports = {port: self.tunnel(level, row, header, carrier) for port, row in self.settings.by_port.items()}
+        ports = {port: self.carried(level, row, header, table.UDP) for port, row in self.settings.by_port.items()}
         found = self.search(self.here.load(2, 2), ports, carrier)
         if ports:
             usual = next(iter(ports))

@@ -26,6 +26,11 @@ _IN_GRE = sorted({number for row in table.ENCAPSULATIONS for number in row.gre_p
 Header: TypeAlias = tuple[Encapsulation, Place]
 
 
+def has_two_ways(row: Encapsulation) -> bool:
+    """Whether a header is found behind IP and behind UDP: then the same blocks look at it."""
+    return bool(row.ip_protocols and row.ports)
+
+
 class Tunnels(Builder):
     """The part of the walk that goes from one level into the next."""
 
@@ -44,10 +49,9 @@ class Tunnels(Builder):
         """A tunnel header at a place: into the next level, or to the carrier if it is not complete or not of its kind."""
         if not self.goes_on(level):
             return carrier
-        if not (row.prefixes or row.length.parts or isinstance(row.next, ByEtherType)):
-            return self.header(level, row, place, carrier)
-        # A header that takes more than a few tests: the same ones wherever it was found.
-        return self.assign(TUNNEL, place.at(-self.ahead), self.state(self.prefixed, level, row, carrier))
+        if row.prefixes or has_two_ways(row):
+            return self.assign(TUNNEL, place.at(-self.ahead), self.state(self.prefixed, level, row, carrier))
+        return self.header(level, row, place, carrier)
 
     def prefixed(self, level: int, row: Encapsulation, carrier: Label) -> Label:
         """A tunnel header at `TUNNEL`, and what may stand before it."""
@@ -65,7 +69,10 @@ class Tunnels(Builder):
         then = self.behind_length(row.length, place, carrier, partial(self.behind_options, level, row, place, carrier))
         if row.requires:
             then = self.branch(place.equals(row.requires), then, carrier)
-        return self.needs(place, row.length.fixed, then, carrier) if row.length.fixed else then
+        size = row.length.fixed
+        if not row.length.parts and row.next == Always(ETHERNET):
+            size += table.ETHERNET_LENGTH  # one test for both
+        return self.needs(place, size, then, carrier) if size else then
 
     def behind_length(self, length: HeaderLength, place: Place, carrier: Label, then: Callable[[Place], Label]) -> Label:
         """Find the end of the header at a place, and go on there."""
@@ -184,7 +191,8 @@ class Tunnels(Builder):
         )
         if row.requires:
             then = self.branch(place.equals(row.requires), then, carrier)
-        then = self.needs(place, row.length.fixed, then, carrier) if row.length.fixed else then
+        size = row.length.fixed + (0 if row.length.parts else table.ETHERNET_LENGTH)
+        then = self.needs(place, size, then, carrier)
         return then if place == end else self.assign(INSIDE, end.at(-self.ahead), then)
 
     def enter(self, level: int, end: Place, carrier: Label, *headers: Header, ethertype: int) -> Label:

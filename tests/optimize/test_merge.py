@@ -1,4 +1,4 @@
-"""Merging: equal blocks become one, and so do blocks that always follow each other."""
+"""Merging: equal blocks become one."""
 
 from __future__ import annotations
 
@@ -26,22 +26,6 @@ GRAPHS = [
         "0: length gt 5 ? 4 : 2\n4: A := length; A gt 7 ? 5 : 2\n5: return 1\n2: return 0",
     ),
     ("the entry too", "0: goto 1\n1: goto 2\n2: return 7", "2: return 7"),
-    ("a chain", "0: A := load1[0]; goto 1\n1: X := A; goto 2\n2: return (A add X)", "0: A := load1[0]; X := A; return (A add X)"),
-    (
-        "a chain that ends in a test",
-        "0: A := load1[0]; goto 1\n1: A gt 3 ? 2 : 3\n2: return 1\n3: return 0",
-        "0: A := load1[0]; A gt 3 ? 2 : 3\n2: return 1\n3: return 0",
-    ),
-    (
-        "not a block with two ways to it",
-        "0: length gt 5 ? 1 : 2\n1: A := 3; goto 3\n2: A := 4; goto 3\n3: X := A; return X",
-        "0: length gt 5 ? 1 : 2\n1: A := 3; goto 3\n2: A := 4; goto 3\n3: X := A; return X",
-    ),
-    (
-        "but an end is as short as the jump",
-        "0: length gt 5 ? 1 : 2\n1: A := 3; goto 3\n2: A := 4; goto 3\n3: return 9",
-        "0: length gt 5 ? 1 : 2\n1: A := 3; return 9\n2: A := 4; return 9",
-    ),
     (
         "equal but for a local",
         "0: length gt 5 ? 1 : 2\n1: A := 3; return A\n2: X := 3; return X",
@@ -63,8 +47,6 @@ def check(merged: Cfg) -> None:
         match block:
             case Block((), Goto()):
                 raise AssertionError(f"only jumps on: {block}")
-            case Block(_, Goto(target)):
-                assert len(merged.predecessors[target]) > 1, str(merged)
 
 
 def test_random_graphs() -> None:
@@ -76,4 +58,4 @@ def test_random_graphs() -> None:
         for packet, keys in random_inputs(rng):
             wirelen = len(packet) + rng.choice((0, 40))
             assert evaluate(merged, packet, wirelen, keys) == evaluate(cfg, packet, wirelen, keys), (str(cfg), packet.hex(), keys)
-    assert fewer > 100
+    assert fewer > 60

@@ -23,7 +23,7 @@ def ports(count: int) -> str:
 
 def graph(text: str) -> Cfg:
     marked = mark(text, resolve(text, parse(text)))
-    return simplify(generate(lift(compile_expression(marked.text, 1, 262144, None, optimize=False)), marked, text))
+    return simplify(generate(lift(compile_expression(marked.text, 1, 262144, None, optimize=False)), marked))
 
 
 def calls(count: int) -> int:
