@@ -15,7 +15,7 @@ from packets import EN10MB, Generated
 from wire import LONGEST, SHORTEST, SLL, SLL2, Wire, cooked, seen
 
 from pcapext import bpf
-from pcapext.bpf import Instruction
+from pcapext.bpf import OPCODE_BY_CODE, Instruction, Operand, Program
 from pcapext.dissect import dissect
 from pcapext.flowkeys import KEY_BY_NAME
 
@@ -171,25 +171,39 @@ COOKED = """
 {inner tcp}
 not {inner tcp}
 {inner udp port 53} or {inner icmp}
+{inner udp} or {inner sctp}
+{encap} and not {inner icmp}
+"{depth} > 0" and {inner tcp port 80}
 "{poff} > 60" and {encap}
 ip and {inner host 10.0.0.1}
 """.strip().splitlines()
 
 
-#: Programs that read at places inside of the header that libpcap makes up for which the kernel has no word. libpcap then runs them
-#: itself, and every packet is copied.
-FALL_BACK = {(SLL, COOKED[4]), (SLL2, COOKED[4]), (SLL2, COOKED[1])}
-NOT_IN_KERNEL = pytest.mark.xfail(strict=True, reason="a load has a k that is inside of the cooked header")
+#: The length of the header that libpcap makes up, and the places in it that the kernel has a word for (pcap-linux.c, fix_offset).
+COOKED_HEADERS = {SLL: (16, (0, 14)), SLL2: (20, (0, 4, 10))}
 
 
-@pytest.mark.parametrize(
-    ("linktype", "template"),
-    [
-        pytest.param(linktype, template, marks=[NOT_IN_KERNEL] if (linktype, template) in FALL_BACK else [])
-        for linktype in (SLL, SLL2)
-        for template in COOKED
-    ],
-)
+def inside_header(program: Program) -> list[int]:
+    """The loads that libpcap cannot move: it gives the program up, or, from X + k with k one of those places, makes it another one."""
+    length, known = COOKED_HEADERS[program.linktype]
+    loads = (Operand.ABSOLUTE, Operand.INDIRECT, Operand.HEADER_LENGTH)
+    return [
+        index
+        for index, instruction in enumerate(program)
+        if (operand := OPCODE_BY_CODE[instruction.code].operand) in loads and instruction.k < length
+        if operand is not Operand.ABSOLUTE or instruction.k not in known
+    ]
+
+
+@pytest.mark.xfail(strict=True, reason="the walk loads from X + k with k inside of the cooked header")
+@pytest.mark.parametrize("linktype", [SLL, SLL2])
+def test_no_load_is_inside_of_the_cooked_header(linktype: int) -> None:
+    programs = [compiled(text_of(template), linktype, NETMASK, True, "classic") for template in COOKED]
+    assert {program.expression: inside_header(program) for program in programs if inside_header(program)} == {}
+
+
+@pytest.mark.parametrize("linktype", [SLL, SLL2])
+@pytest.mark.parametrize("template", COOKED)
 def test_cooked_handles(wire: Wire, linktype: int, template: str) -> None:
     """libpcap moves the program's offsets when it is set on the `any` device; the kernel takes it, and the right packets arrive.
 
@@ -197,6 +211,8 @@ def test_cooked_handles(wire: Wire, linktype: int, template: str) -> None:
     fewer bytes than these are left. So each frame here has 20 bytes more behind its last header.
     """
     program = compiled(text_of(template), linktype, NETMASK, True, "classic")
+    if inside_header(program):
+        pytest.xfail("a load is inside of the cooked header")  # to be taken out with the mark above
     whole = [packet.data + bytes(20) for packet in receivable(1000 * min(EFFORT, 20), 4) if packet.length == len(packet.made.data)]
     with wire.any_handle(linktype, None) as everything, wire.any_handle(linktype, program.instructions) as handle:
         assert handle.filter_length() == len(program)
