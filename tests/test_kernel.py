@@ -195,7 +195,6 @@ def inside_header(program: Program) -> list[int]:
     ]
 
 
-@pytest.mark.xfail(strict=True, reason="the walk loads from X + k with k inside of the cooked header")
 @pytest.mark.parametrize("linktype", [SLL, SLL2])
 def test_no_load_is_inside_of_the_cooked_header(linktype: int) -> None:
     programs = [compiled(text_of(template), linktype, NETMASK, True, "classic") for template in COOKED]
@@ -211,8 +210,6 @@ def test_cooked_handles(wire: Wire, linktype: int, template: str) -> None:
     fewer bytes than these are left. So each frame here has 20 bytes more behind its last header.
     """
     program = compiled(text_of(template), linktype, NETMASK, True, "classic")
-    if inside_header(program):
-        pytest.xfail("a load is inside of the cooked header")  # to be taken out with the mark above
     whole = [packet.data + bytes(20) for packet in receivable(1000 * min(EFFORT, 20), 4) if packet.length == len(packet.made.data)]
     with wire.any_handle(linktype, None) as everything, wire.any_handle(linktype, program.instructions) as handle:
         assert handle.filter_length() == len(program)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from pcapext.cfg import (
+    FARTHEST_PLACE,
     REJECT,
     VOID,
     Binary,
@@ -37,11 +38,8 @@ from pcapext.encapsulation import LinkLayer, WalkSettings
 from pcapext.layout import Encapsulation, Equals, Field, Identifier, IfSet
 from pcapext.optimize.simplify import simplify_part, simplify_test
 
-#: No place that the walk looks at is farther on: 16 bits, and a few headers of which only the lengths were read.
-PLACES = 0x1FFFF
-
 #: The header at hand, less `Builder.ahead`. In the same way: a tunnel's header, one in it, its end; the header behind an extension header.
-H, TUNNEL, INSIDE, END, NEXT = (Local(name, PLACES) for name in ("H", "tunnel", "inside", "end", "next"))
+H, TUNNEL, INSIDE, END, NEXT = (Local(name, FARTHEST_PLACE) for name in ("H", "tunnel", "inside", "end", "next"))
 
 #: What stands at `H`: its EtherType, its IP protocol. The number by which a tunnel's header says what follows. A length.
 TYPE, PROTOCOL, NUMBER, OCTETS = Local("type", 0xFFFF), Local("protocol", 0xFF), Local("number", 0xFF), Local("octets", 0xFFF)
@@ -121,9 +119,10 @@ class Builder:
         self.settings = settings
         # The first header that H is used for stands behind the link-layer header: so H is never negative.
         self.ahead = link_layer.length
-        least = link_layer.length if link_layer.is_cooked else 0
+        # Where libpcap makes the header up, the kernel has no bytes of it.
+        self.made_up = link_layer.made_up
         self.here, self.tunnel_place, self.inside_place, self.end_place = (
-            Place(base, self.ahead, least) for base in (H, TUNNEL, INSIDE, END)
+            Place(base, self.ahead, self.made_up) for base in (H, TUNNEL, INSIDE, END)
         )
         self.inner = {value.name: local_for(value) for value in wanted if isinstance(value, Key) and not value.outer}
         self.outer = {value.name: local_for(value) for value in wanted if isinstance(value, Key) and value.outer}
@@ -218,7 +217,7 @@ class Builder:
         """
         if then == otherwise:
             return then
-        if place.base is not None or place.offset + size:
+        if place.base is not None or place.offset + size > self.made_up:
             then = self.assign(VOID, place.load(1, size - 1), then)
         if otherwise == self.reject:
             return then
