@@ -66,7 +66,7 @@ def compile(
     >>> compile("inner tcp", tunnel_ports={"vxlan": (4789,), "teredo": ()}, max_levels=2).settings.max_levels
     2
     >>> len(compile("mpls and tcp port 80")), len(compile("mpls and tcp port 80", optimize=2))
-    (28, 26)
+    (28, 25)
     """
     if optimize not in (0, 1, 2):
         raise FilterError(f"optimize is {optimize!r}, expected 0, 1 or 2")

@@ -213,14 +213,15 @@ class Builder:
     def needs(self, place: Place, size: int, then: Label, otherwise: Label) -> Label:
         """`then` if the packet holds `size` bytes of the header at a place, and the base of the place is in the packet.
 
-        A packet can be longer than what was captured of it. The load of the last byte asks for that.
+        A packet can be longer than what was captured of it. The load of the last byte asks for that. In a header that libpcap makes up
+        it would be a load of something else, and such a header is always captured whole.
         """
         if then == otherwise:
             return then
         if place.base is not None or place.offset + size > self.made_up:
             then = self.assign(VOID, place.load(1, size - 1), then)
-        if otherwise == self.reject:
-            return then
+            if otherwise == self.reject:
+                return then
         left = Length() if place.base is None else Binary(Operator.SUB, Length(), place.base)
         return self.branch(Test(Comparison.GE, left, Const(place.offset + size)), then, otherwise)
 
