@@ -243,7 +243,15 @@ class Builder:
         return self._verdict_or(found, lambda: self._assign_all(found, self._behind_walk(found)))
 
     def keys(self, level: int, then: Label, **values: Value) -> Label:
-        """Assign keys of a level that goes on: those of the outermost headers are final, those of the innermost may change."""
+        """Assign keys of a level that goes on: those of the outermost headers are final, those of the innermost may change.
+
+        `depth` can only grow: where that makes the verdict clear, this is where the walk ends.
+        """
+        if "depth" in values and "depth" in self.inner:
+            depths = range(level - 1, self.max_levels)
+            verdicts = {self._verdict({self.inner["depth"]: Const(depth)}) for depth in depths}
+            if len(verdicts) == 1 and (verdict := verdicts.pop()) is not None:
+                return verdict
         outer = self._of(self.outer, values) if level == 1 else {}
         return self._verdict_or(outer, lambda: self._assign_all(self._of(self.inner, values) | outer, then))
 
