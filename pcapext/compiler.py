@@ -214,13 +214,14 @@ def _compile_extended(
     except ProgramError:
         span = next(span for span, term in standard_terms(tree, expression) if "protochain" in term)
         raise FilterError("'protochain' makes a loop, and a filter with extension terms cannot have one", expression, span) from None
-    cfg = generate(graph, marked)
+    link_layer = LINK_LAYER_BY_NUMBER[linktype]
+    cfg = generate(graph, marked, link_layer.made_up if target == "classic" else 0)
     if optimize:
         cfg = improve(cfg, last=False)
         if cfg.blocks[cfg.entry] == REJECT:
             raise FilterError("expression rejects all packets", expression, Span(0, len(expression)))
     walk = settings or DEFAULT_SETTINGS
-    lowered = (lower if target == "classic" else lower_in_place)(cfg, LINK_LAYER_BY_NUMBER[linktype], walk)
+    lowered = (lower if target == "classic" else lower_in_place)(cfg, link_layer, walk)
     walks = lowered is not cfg
     if optimize or walks:
         # Not left to `optimize`: what `lower` makes is meant for the passes, and too long for any kernel without them.
