@@ -51,9 +51,9 @@ def compile(
     libpcap's own program, as its optimizer leaves it; 2 gives one with the same verdicts that often executes fewer instructions.
     No packet executes more than by libpcap's program, and that is proved, except where long lists are searched by value: there
     the longest way through the program is at most half of libpcap's, and a packet that libpcap finds early in its list may
-    take a few instructions more. Where neither can be shown, it is libpcap's own program again. A filter of more than 10,000 instructions,
-    for which libpcap's optimizer would take too long, is compiled term by term and optimized by pcapext alone: then there is no program
-    of libpcap's to compare with.
+    take a few instructions more. Where neither can be shown, it is libpcap's own program again. A filter of more than 10,000
+    instructions, too many for libpcap's optimizer, is compiled term by term and optimized by pcapext alone: there is no program of
+    libpcap's to compare with.
 
     The others are settings of the walk through the headers (LANGUAGE.md 5), kept in the program; None is the usual value. `tunnel_ports`
     has UDP ports by the name of the tunnel: tunnels that it does not name keep theirs, an empty list turns one off.
