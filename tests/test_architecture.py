@@ -30,7 +30,7 @@ ROWS = (
     "compiler summary",
     # The passes: one form of an expression or a program to the next.
     "optimize prove",
-    "resolve mark codegen lift lower optimize.* assemble ebpf",
+    "resolve mark codegen lift combine lower optimize.* assemble ebpf",
     "unroll",
     "unroll.levels",
     "unroll.tunnels",
