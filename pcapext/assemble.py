@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import lru_cache, reduce
 from itertools import count
@@ -79,6 +79,9 @@ _NEGATIVE = 0x8000_0000
 
 _NOTHING: frozenset[Value] = frozenset()
 
+#: How many blocks' code is remembered: that of about two long filters, each written twice. And with how many plans.
+_WRITTEN, _PLANS = 1 << 11, 16
+
 
 @dataclass(frozen=True, slots=True)
 class _Jump:
@@ -102,27 +105,28 @@ def assemble(cfg: Cfg) -> tuple[Instruction, ...]:
 
 def _write(
     cfg: Cfg, slots: Mapping[Local, int], order: Sequence[Label], after: Mapping[Label, Set[Local]], early: Mapping[Label, Set[Local]]
-) -> dict[Label, _Writer]:
+) -> dict[Label, _Code]:
     """The code of each block. `early`: locals to store at the end of a block, since blocks behind it would do so."""
-    bases = _bases(cfg)
+    plan = _plan(frozenset(slots.items()), _bases(cfg))
     predecessors = cfg.predecessors
-    written: dict[Label, _Writer] = {}
+    written: dict[Label, _Code] = {}
     for label, following in zip(order, [*order[1:], None], strict=True):
         block = cfg.blocks[label]
         before = [written[other] for other in predecessors[label]]
-        a, x = (frozenset.intersection(*held) if held else _NOTHING for held in ([w.a for w in before], [w.x for w in before]))
+        a, x = (frozenset.intersection(*held) if held else _NOTHING for held in ([code.a for code in before], [code.x for code in before]))
         for local in _in_order(live_before(block, after[label]) - a - x):
-            for writer in before:
-                writer.save_at_end(local)
-        memory = set.intersection(*(writer.memory for writer in before)) if before else set()
-        written[label] = _Writer(cfg.blocks, slots, bases, max(slots.values(), default=-1) + 1, a, x, memory)
-        written[label].block(block, following, after[label])
+            for code in before:
+                code.save_at_end(local)
+        memory = frozenset(set.intersection(*(code.memory for code in before))) if before else frozenset()
+        base_behind = _next_base(cfg.blocks[block.end.target].values) if isinstance(block.end, Goto) else None
+        code = _code(block, following in block.targets, base_behind, frozenset(after[label]), plan, a, x, memory)
+        written[label] = _Code(slots, code.a, code.x, set(code.memory), [*code.code])
         for local in _in_order(early.get(label, frozenset())):
             written[label].save_at_end(local)
     return written
 
 
-def _early(cfg: Cfg, written: Mapping[Label, _Writer]) -> dict[Label, set[Local]]:
+def _early(cfg: Cfg, written: Mapping[Label, _Code]) -> dict[Label, set[Local]]:
     """The locals that are better stored at the end of a block than at the end of each of those behind it."""
     stored: dict[Label, set[Local]] = {}
     for label in reversed(cfg.labels):
@@ -134,10 +138,10 @@ def _early(cfg: Cfg, written: Mapping[Label, _Writer]) -> dict[Label, set[Local]
     return stored
 
 
-def _bases(cfg: Cfg) -> set[Local]:
+def _bases(cfg: Cfg) -> frozenset[Local]:
     """The locals that are offsets of loads: X is the place for them."""
     loads = (part for block in cfg.blocks.values() for value in block.values for part in parts(value) if isinstance(part, Load))
-    return {load.offset for load in loads if isinstance(load.offset, Local)}
+    return frozenset(load.offset for load in loads if isinstance(load.offset, Local))
 
 
 def _in_order(locals_: Set[Local]) -> list[Local]:
@@ -210,43 +214,37 @@ def _slot(slot: int) -> int:
     return slot
 
 
-@dataclass
-class _Writer:
-    """Writes the code of one block.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Plan:
+    """What all blocks of a graph are written with: slots of M[] for locals, the first slot behind them, and the locals to have in X."""
 
-    `a` and `x` are the values that the registers are known to hold, `memory` the locals whose slots of M[] hold their values. A
-    local is stored when the last register that holds it is about to change, if it is still needed then.
+    slots: Mapping[Local, int]
+    first_temporary: int
+    bases: frozenset[Local]
+
+
+@lru_cache(_PLANS)
+def _plan(slots: frozenset[tuple[Local, int]], bases: frozenset[Local]) -> _Plan:
+    """One object for equal plans, so that `_code` knows it again."""
+    return _Plan(dict(slots), max((slot for _, slot in slots), default=-1) + 1, bases)
+
+
+@dataclass
+class _Code:
+    """The code of a block, and what holds behind it.
+
+    `a` and `x` are the values that the registers are known to hold, `memory` the locals whose slots of M[] hold their values.
     """
 
-    blocks: Mapping[Label, Block]
     slots: Mapping[Local, int]
-    bases: Set[Local]
-    first_temporary: int
     a: frozenset[Value]
     x: frozenset[Value]
     memory: set[Local]
-    live: Set[Local] = frozenset()
-    reads: Counter[Local] = field(default_factory=Counter)
-    stored_at_end: set[Local] = field(default_factory=set)
     code: list[Instruction | _Jump] = field(default_factory=list)
-    temporaries: int = 0
+    stored_at_end: set[Local] = field(default_factory=set)
 
     def emit(self, code: int, k: int = 0) -> None:
         self.code.append(Instruction(code, k=k))
-
-    def set_a(self, code: int, k: int, values: frozenset[Value]) -> None:
-        """Write an instruction that changes A, and know what A holds then."""
-        for local in _in_order(self.wanted & self.a - self.x - self.memory):
-            self.save(local)
-        self.emit(code, k)
-        self.a = values
-
-    def set_x(self, code: int, k: int, values: frozenset[Value]) -> None:
-        """Write an instruction that changes X, and know what X holds then."""
-        for local in _in_order(self.wanted & self.x - self.a - self.memory):
-            self.save(local)
-        self.emit(code, k)
-        self.x = values
 
     def save(self, local: Local) -> None:
         """Store a local in its slot unless it is there."""
@@ -262,22 +260,70 @@ class _Writer:
             self.save(local)
             self.code += jump
 
+
+@lru_cache(_WRITTEN)
+def _code(
+    block: Block,
+    falls_through: bool,
+    base_behind: Local | None,
+    live_after: frozenset[Local],
+    plan: _Plan,
+    a: frozenset[Value],
+    x: frozenset[Value],
+    memory: frozenset[Local],
+) -> _Code:
+    """The code of a block, given what holds before it; not to be changed. `falls_through`: what it goes on at is written next, and
+    the first load there is from `base_behind`.
+    """
+    writer = _Writer(plan.slots, a, x, set(memory), bases=plan.bases, first_temporary=plan.first_temporary)
+    writer.block(block, falls_through, base_behind, live_after)
+    return writer
+
+
+@dataclass(kw_only=True)
+class _Writer(_Code):
+    """Writes the code of one block. A local is stored when the last register that holds it is about to change, if it is still
+    needed then.
+    """
+
+    bases: Set[Local]
+    first_temporary: int
+    live: Set[Local] = frozenset()
+    reads: Counter[Local] = field(default_factory=Counter)
+    temporaries: int = 0
+
+    def set_a(self, code: int, k: int, values: frozenset[Value]) -> None:
+        """Write an instruction that changes A, and know what A holds then."""
+        for local in _in_order(self.wanted & self.a - self.x - self.memory):
+            self.save(local)
+        self.emit(code, k)
+        self.a = values
+
+    def set_x(self, code: int, k: int, values: frozenset[Value]) -> None:
+        """Write an instruction that changes X, and know what X holds then."""
+        for local in _in_order(self.wanted & self.x - self.a - self.memory):
+            self.save(local)
+        self.emit(code, k)
+        self.x = values
+
     @property
     def wanted(self) -> Set[Local]:
         """The locals that are read later, or by what is still to be computed of the value at hand."""
         return self.live | {local for local, count in self.reads.items() if count > 0}
 
-    def block(self, block: Block, following: Label | None, live_after: Set[Local]) -> None:
+    def block(self, block: Block, falls_through: bool, base_behind: Local | None, live_after: Set[Local]) -> None:
         lives = [live_after | read_at_end(block)]  # behind each assignment
+        bases = [_next_base(block.end.values) or base_behind]
         for local, value in reversed(block.assignments[1:]):
             lives.append(lives[-1] - {local} | locals_of(value))
-        for index, (local, value) in enumerate(block.assignments):
-            self.live, self.reads = lives[-1 - index] - {local}, _reads(value)
-            self.assign(local, value, self.next_base(Block(block.assignments[index + 1 :], block.end)))
-        self.live, self.reads = live_after, _reads(*Block((), block.end).values)
+            bases.append(_next_base((value,)) or bases[-1])
+        for local, value in block.assignments:
+            self.live, self.reads = lives.pop() - {local}, _reads(value)
+            self.assign(local, value, bases.pop())
+        self.live, self.reads = live_after, _reads(*block.end.values)
         match block.end:
             case Goto(target):
-                if target != following:
+                if not falls_through:
                     self.code.append(_Jump(bpf.JA, 0, target, target))
             case Branch(test, then, otherwise):
                 self.branch(test, then, otherwise)
@@ -286,12 +332,6 @@ class _Writer:
             case Return(value):
                 self.to_a(value)
                 self.emit(bpf.RET_A)
-
-    def next_base(self, rest: Block) -> Local | None:
-        """The local that the next load in the rest of a block is from, or in the block behind it."""
-        values = rest.values + (self.blocks[rest.end.target].values if isinstance(rest.end, Goto) else ())
-        loads = (part for value in values for part in parts(value) if isinstance(part, Load))
-        return next((load.offset for load in loads if isinstance(load.offset, Local)), None)
 
     def assign(self, local: Local, value: Value, next_base: Local | None) -> None:
         if local == VOID:
@@ -427,6 +467,12 @@ class _Writer:
 def _reads(*values: Value) -> Counter[Local]:
     """How often each local is read to compute some values."""
     return Counter(part for value in values for part in parts(value) if isinstance(part, Local))
+
+
+def _next_base(values: Iterable[Value]) -> Local | None:
+    """The local that the first load among values is from, of those that are from one."""
+    loads = (part for value in values for part in parts(value) if isinstance(part, Load))
+    return next((load.offset for load in loads if isinstance(load.offset, Local)), None)
 
 
 def _spares_x(value: Value, a: frozenset[Value], x: frozenset[Value]) -> bool:

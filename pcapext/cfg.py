@@ -5,7 +5,7 @@ Out: a `Cfg`.
 
     Cfg        := entry: Label, blocks: {Label: Block}
     Block      := (Local := Value)*, End
-    End        := Goto(Label) | Branch(Test, then: Label, otherwise: Label) | Return(Value)
+    End        := Goto(Label) | Branch(Test, then: Label, otherwise: Label) | Return(Value) | Leave(number, Value*)
     Test       := EQ | GT | GE | SET  of two Values
     Value      := Const | Length | Load(size, offset, k) | Key | Passed | Ancillary | Local | Binary(operator, Value, Value)
                 | Among(Value, ranges)
@@ -287,7 +287,19 @@ class Return(Interned):
         return (self.value,)
 
 
-End: TypeAlias = Goto | Branch | Return
+@dataclass(frozen=True, slots=True, eq=False)
+class Leave(Interned):
+    """Go on behind a graph that is a part of one, at the exit of this number, which takes these values."""
+
+    number: int
+    values: tuple[Value, ...]
+
+    @property
+    def targets(self) -> tuple[Label, ...]:
+        return ()
+
+
+End: TypeAlias = Goto | Branch | Return | Leave
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -472,6 +484,19 @@ def rewrite_end(end: End, change: Callable[[Value], Value]) -> End:
             return Branch(Test(comparison, rewrite(left, change), rewrite(right, change)), then, otherwise)
         case Return(value):
             return Return(rewrite(value, change))
+        case Leave(number, values):
+            return Leave(number, tuple(rewrite(value, change) for value in values))
+
+
+def retarget(end: End, place: Callable[[Label], Label]) -> End:
+    """The end of a block with other targets."""
+    match end:
+        case Goto(target):
+            return Goto(place(target))
+        case Branch(test, then, otherwise):
+            return Branch(test, place(then), place(otherwise))
+        case Return() | Leave():
+            return end
 
 
 @lru_cache(REMEMBERED)
@@ -538,5 +563,7 @@ def show(node: Value | Test | End | Block) -> str:
             return f"{show(test)} ? {then} : {otherwise}"
         case Return(value):
             return f"return {show(value)}"
+        case Leave(number, values):
+            return f"leave {number}{''.join(f' {show(value)}' for value in values)}"
         case Block(assignments, end):
             return "; ".join([f"{local.name} := {show(value)}" for local, value in assignments] + [show(end)])

@@ -78,3 +78,4 @@ def _placed(end: End, places: Mapping[Label, Label], then: Label, otherwise: Lab
             return Branch(test, places[if_so], places[if_not])
         case Return(verdict):
             return Goto(otherwise if verdict == Const(0) else then)
+    raise AssertionError("no term has a walk")

@@ -135,7 +135,7 @@ def _improve(program: tuple[Instruction, ...]) -> tuple[Instruction, ...]:
     """A program of libpcap's after our passes: with its lists searched by value, or else without, or else as it is."""
     from pcapext.assemble import assemble
     from pcapext.lift import lift
-    from pcapext.optimize import optimize
+    from pcapext.optimize import finish, improve
     from pcapext.optimize.gather import gather
     from pcapext.prove import longest_way, never_worse
 
@@ -146,7 +146,7 @@ def _improve(program: tuple[Instruction, ...]) -> tuple[Instruction, ...]:
     gathered = gather(graph)
     for tried in [gathered, graph] if gathered != graph else [graph]:
         try:
-            improved = assemble(optimize(tried, first=False))
+            improved = assemble(finish(improve(tried)))
         except FilterError:  # too few registers
             continue
         if len(improved) > MAX_INSTRUCTIONS:
@@ -192,8 +192,10 @@ def _compile_extended(
     from pcapext.locate import standard_terms
     from pcapext.lower import lower, lower_in_place
     from pcapext.mark import mark
-    from pcapext.optimize import optimize as improve
+    from pcapext.optimize import finish, improve
+    from pcapext.optimize.gather import gather
     from pcapext.parser import parse
+    from pcapext.prepare import lower_improved
     from pcapext.resolve import resolve
 
     tree = parse(expression)
@@ -217,16 +219,19 @@ def _compile_extended(
     link_layer = LINK_LAYER_BY_NUMBER[linktype]
     cfg = generate(graph, marked, link_layer.made_up if target == "classic" else 0)
     if optimize:
-        cfg = improve(cfg, last=False)
+        cfg = improve(gather(cfg))
         if cfg.blocks[cfg.entry] == REJECT:
             raise FilterError("expression rejects all packets", expression, Span(0, len(expression)))
     walk = settings or DEFAULT_SETTINGS
-    lowered = (lower if target == "classic" else lower_in_place)(cfg, link_layer, walk)
+    if optimize and target == "classic":
+        lowered = lower_improved(cfg, link_layer, walk, improve)
+    else:
+        lowered = (lower if target == "classic" else lower_in_place)(cfg, link_layer, walk)
+        if lowered is not cfg:
+            # Not left to `optimize`: what `lower` makes is meant for the passes, and too long for any kernel without them.
+            lowered = improve(lowered if optimize else gather(lowered))
     walks = lowered is not cfg
-    if optimize or walks:
-        # Not left to `optimize`: what `lower` makes is meant for the passes, and too long for any kernel without them.
-        lowered = improve(lowered, first=not optimize)
-    return _checked_length(assemble(lowered), walk if walks else None), target
+    return _checked_length(assemble(finish(lowered) if optimize or walks else lowered), walk if walks else None), target
 
 
 def _placed(error: FilterError, expression: str, linktype: int, snaplen: int, netmask: int | None) -> FilterError:

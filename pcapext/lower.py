@@ -11,7 +11,7 @@ need it, they share one walk: a local says at which of them to go on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 from pcapext.cfg import (
     Block,
@@ -19,16 +19,15 @@ from pcapext.cfg import (
     Cfg,
     Comparison,
     Const,
-    End,
     Goto,
     Key,
     Label,
     Local,
     Passed,
-    Return,
     Test,
     Value,
     parts,
+    retarget,
     rewrite,
     rewrite_end,
 )
@@ -39,32 +38,41 @@ from pcapext.unroll import local_for, unroll
 RESUME = Local("resume")
 
 
+def told_by_walk(block: Block) -> frozenset[Key | Passed]:
+    """What only a walk tells of the values in a block."""
+    return frozenset(part for value in block.values for part in parts(value) if isinstance(part, Key | Passed))
+
+
+def in_locals(block: Block, told: Set[Key | Passed]) -> Block:
+    """The block with locals in place of what the walk tells."""
+
+    def put(value: Value) -> Value:
+        return local_for(value) if isinstance(value, Key | Passed) and value in told else value
+
+    assignments = tuple((local, rewrite(value, put)) for local, value in block.assignments)
+    return Block(assignments, rewrite_end(block.end, put))
+
+
 def lower(cfg: Cfg, link_layer: LinkLayer, settings: WalkSettings) -> Cfg:
     """The graph with the walk in place of everything that a walk tells."""
-    return _lower(cfg, link_layer, settings, lambda value: isinstance(value, Key | Passed))
+    return _lower(cfg, link_layer, settings, lambda value: True)
 
 
 def lower_in_place(cfg: Cfg, link_layer: LinkLayer, settings: WalkSettings) -> Cfg:
     """The graph with a walk in place of what no flow key tells: `outer` and `encap NAME`."""
-    return _lower(cfg, link_layer, settings, lambda value: isinstance(value, Passed) or (isinstance(value, Key) and value.outer))
+    return _lower(cfg, link_layer, settings, lambda value: isinstance(value, Passed) or value.outer)
 
 
-def _lower(cfg: Cfg, link_layer: LinkLayer, settings: WalkSettings, told: Callable[[Value], bool]) -> Cfg:
-    def wanted_of(block: Block) -> frozenset[Key | Passed]:
-        return frozenset(part for value in block.values for part in parts(value) if isinstance(part, Key | Passed) and told(part))
-
-    def to_local(value: Value) -> Value:
-        return local_for(value) if isinstance(value, Key | Passed) and told(value) else value
-
-    using = {label: wanted_of(block) for label, block in cfg.blocks.items()}
+def _lower(cfg: Cfg, link_layer: LinkLayer, settings: WalkSettings, is_told: Callable[[Key | Passed], bool]) -> Cfg:
+    using = {label: frozenset(filter(is_told, told_by_walk(block))) for label, block in cfg.blocks.items()}
     wanted = frozenset().union(*using.values())
     if not wanted:
         return cfg
     shift = max(cfg.blocks) + 1
     behind: dict[Label, Block] = {}
     for label, block in cfg.blocks.items():
-        assignments = tuple((local, rewrite(value, to_local)) for local, value in block.assignments)
-        behind[label + shift] = Block(assignments, _shifted(rewrite_end(block.end, to_local), shift))
+        lowered = in_locals(block, wanted)
+        behind[label + shift] = Block(lowered.assignments, retarget(lowered.end, lambda target: target + shift))
     first = [label for label in _before_walk(cfg, using) if using[label]]
     after = 2 * shift + 1
     for index, label in enumerate(first[:-1]):
@@ -79,16 +87,6 @@ def _lower(cfg: Cfg, link_layer: LinkLayer, settings: WalkSettings, told: Callab
         else:
             blocks[label] = block
     return Cfg(cfg.entry, blocks)
-
-
-def _shifted(end: End, shift: int) -> End:
-    match end:
-        case Goto(target):
-            return Goto(target + shift)
-        case Branch(test, then, otherwise):
-            return Branch(test, then + shift, otherwise + shift)
-        case Return():
-            return end
 
 
 def _before_walk(cfg: Cfg, using: dict[Label, frozenset[Key | Passed]]) -> list[Label]:

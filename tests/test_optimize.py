@@ -27,7 +27,7 @@ from pcapext.errors import FilterError
 from pcapext.lift import lift
 from pcapext.machine import run
 from pcapext.mark import mark
-from pcapext.optimize import PASSES, gather, optimize, search
+from pcapext.optimize import PASSES, finish, gather, improve, optimize, search
 from pcapext.parser import parse
 from pcapext.pcap_bridge import compile_expression
 from pcapext.resolve import resolve
@@ -61,9 +61,9 @@ def test_random_graphs_have_a_fixpoint() -> None:
     for cfg, _ in random_graphs(80, seed=81, sizes=(5, 30, 80)):
         assert rounds(cfg) <= 10
         improved = optimize(cfg)
-        again = optimize(improved, first=False)
+        again = finish(improve(improved))
         assert len(assemble(again)) <= len(assemble(improved))
-        assert optimize(again, first=False) == again
+        assert finish(improve(again)) == again
         same += again == improved
         count += 1
     assert same > 0.95 * count

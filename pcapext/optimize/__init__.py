@@ -3,13 +3,11 @@
 In:  a `Cfg`.
 Out: a `Cfg` that rejects and accepts the same packets with less work.
 
-First `gather` makes long lists of tests short. The passes are repeated in their order until all in a row change nothing. Then `search`
-writes out what `gather` made, blocks are joined, and `copy_tails` trades a few instructions for jumps.
+First `gather` makes long lists of tests short. Then the passes go round in their order until there is next to nothing left to do. Then
+`search` writes out what `gather` made, blocks are joined, and `copy_tails` trades a few instructions for jumps.
 """
 
 from __future__ import annotations
-
-from itertools import cycle, islice
 
 from pcapext.cfg import Cfg
 from pcapext.optimize.bounds import drop_bounds
@@ -31,21 +29,34 @@ LAST_PASSES = (search, join, merge, copy_tails, propagate, simplify, remove_dead
 #: Rounds after which to stop. Each round that changes anything makes the graph smaller or its values simpler.
 _MAX_ROUNDS = 100
 
+#: Another round is worth its time if the last one changed more than one block of so many.
+_FEW = 40
 
-def optimize(cfg: Cfg, *, first: bool = True, last: bool = True) -> Cfg:
-    """The graph after all passes.
 
-    `first` is False for a graph that comes again, and `last` for one that will.
-    """
-    if first:
-        cfg = gather(cfg)
-    idle = 0  # passes in a row that found nothing to do
-    for improve in islice(cycle(PASSES), _MAX_ROUNDS * len(PASSES)):
-        before, cfg = cfg, improve(cfg)
-        idle = idle + 1 if cfg is before else 0
-        if idle == len(PASSES):
+def optimize(cfg: Cfg) -> Cfg:
+    """The graph after all passes."""
+    return finish(improve(gather(cfg)))
+
+
+def improve(cfg: Cfg) -> Cfg:
+    """The graph after the passes that are repeated."""
+    for _ in range(_MAX_ROUNDS):
+        changes = 0
+        for run in PASSES:
+            before, cfg = cfg, run(cfg)
+            changes += _changes(before, cfg)
+        if changes * _FEW <= len(cfg.blocks):
             break
-    if last:
-        for improve in LAST_PASSES:
-            cfg = improve(cfg)
     return cfg
+
+
+def finish(cfg: Cfg) -> Cfg:
+    """The graph after the passes that come last."""
+    for run in LAST_PASSES:
+        cfg = run(cfg)
+    return cfg
+
+
+def _changes(before: Cfg, after: Cfg) -> int:
+    """How many blocks of a graph a pass changed."""
+    return 0 if after is before else sum(after.blocks.get(label) is not block for label, block in before.blocks.items())

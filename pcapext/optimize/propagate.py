@@ -34,6 +34,7 @@ from pcapext.cfg import (
     rewrite,
     rewrite_end,
 )
+from pcapext.optimize.simplify import simplify_value
 
 #: The locals whose values are known at a place.
 Known: TypeAlias = Mapping[Local, Value]
@@ -90,6 +91,7 @@ def _block(block: Block, known: Known, reads: Counter[Local]) -> tuple[Block, Kn
         known = {other: held for other, held in known.items() if other != local and local not in locals_of(held)}
         if local not in locals_of(value) and (is_cheap(value) or (reads[local] == 1 and not locals_of(value))):
             known[local] = value
+        assignments[-1] = local, simplify_value(value)
     return Block(tuple(assignments), rewrite_end(block.end, put)), known
 
 

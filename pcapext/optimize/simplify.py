@@ -23,6 +23,7 @@ from pcapext.cfg import (
     Const,
     End,
     Goto,
+    Leave,
     Load,
     Operator,
     Return,
@@ -62,6 +63,8 @@ def _end(end: End) -> End:
             return Branch(simpler, then, otherwise) if holds else Branch(simpler, otherwise, then)
         case Return(value):
             return Return(simplify_value(value))
+        case Leave(number, values):
+            return Leave(number, tuple(map(simplify_value, values)))
         case Goto():
             return end
 

@@ -22,6 +22,7 @@ from pcapext.cfg import (
     Goto,
     Key,
     Label,
+    Leave,
     Length,
     Load,
     Local,
@@ -31,7 +32,9 @@ from pcapext.cfg import (
     Test,
     Value,
     loads_of,
+    locals_of,
     maximum,
+    retarget,
     rewrite,
 )
 from pcapext.encapsulation import LinkLayer, WalkSettings
@@ -131,6 +134,10 @@ class Builder:
         self.max_levels = settings.max_levels if self.inner or self.asked else 1
         self.after = after
         self.blocks = dict(blocks)
+        tests = [block.end.test for block in blocks.values() if isinstance(block.end, Branch) and not reads_packet(block.end.test)]
+        #: The locals whose values can tell where the blocks behind the walk go on.
+        self.telling = frozenset[Local]().union(*(locals_of(value) for test in tests for value in (test.left, test.right)))
+        self.verdicts: dict[frozenset[tuple[Local, Value]], Label | None] = {}
         self.labels: dict[Block, Label] = {}
         self.next_label = max(blocks) + 1
         self.reject = self.block(REJECT)
@@ -163,10 +170,22 @@ class Builder:
             self.states[key] = method(*arguments)
         return self.states[key]
 
-    def build_pending(self) -> None:
+    def whole(self, first: Label) -> tuple[Label, Mapping[Label, Block]]:
+        """All blocks, those of states that are still to be built too, and the first of them."""
+        begins: dict[Label, Label] = {}  # where the states begin
         while self.pending:
             label, state = self.pending.pop()
-            self.blocks[label] = Block((), Goto(state()))
+            begins[label] = state()
+
+        def begin(label: Label) -> Label:
+            while label in begins:
+                label = begins[label]
+            return label
+
+        for label, block in self.blocks.items():
+            if not begins.keys().isdisjoint(block.targets):
+                self.blocks[label] = Block(block.assignments, retarget(block.end, begin))
+        return begin(first), self.blocks
 
     def branch(self, test: Test, then: Label, otherwise: Label) -> Label:
         return then if then == otherwise else self.block(Block((), Branch(test, then, otherwise)))
@@ -296,6 +315,12 @@ class Builder:
 
     def _verdict(self, values: Mapping[Local, Value]) -> Label | None:
         """The verdict, if these values alone make it clear."""
+        told = frozenset((local, value) for local, value in values.items() if local in self.telling)
+        if told not in self.verdicts:
+            self.verdicts[told] = self._find_verdict(dict(told))
+        return self.verdicts[told]
+
+    def _find_verdict(self, values: Mapping[Local, Value]) -> Label | None:
         ends: set[Label] = set()
         pending, seen, loaded = [self.after], {self.after}, False
         while pending:
@@ -304,7 +329,7 @@ class Builder:
             match block.end:
                 case Return(Const(number)) if not block.assignments:
                     ends.add(self.reject if number == 0 else label)
-                case Return():
+                case Return() | Leave():
                     return None
                 case Goto() | Branch():
                     if block.assignments or len(seen) > _LOOK:
@@ -325,7 +350,9 @@ class Builder:
         match end:
             case Goto(target):
                 return target
-            case Branch(Test(comparison, left, right), then, otherwise):
+            case Branch(Test(comparison, left, right) as test, then, otherwise):
+                if reads_packet(test):
+                    return None  # numbers in the packet are never known
                 outcome, holds = simplify_test(Test(comparison, rewrite(left, put), rewrite(right, put)))
                 return None if isinstance(outcome, Test) else then if outcome == holds else otherwise
 
@@ -338,6 +365,11 @@ class Builder:
                     label = target
                 case _:
                     return label
+
+
+def reads_packet(test: Test) -> bool:
+    """Whether a test loads a part of the packet."""
+    return bool(loads_of(test.left) or loads_of(test.right))
 
 
 def size_if_set(place: Place, part: IfSet) -> Value:

@@ -32,9 +32,7 @@ class Levels(Tunnels):
     """The whole walk."""
 
     def build(self) -> tuple[Label, Mapping[Label, Block]]:
-        first = self.start()
-        self.build_pending()
-        return first, self.blocks
+        return self.whole(self.start())
 
     # --- the first header
 
