@@ -14,6 +14,7 @@ from benchmarks import BENCHMARKS, Contestants, benchmark, process
 from benchmarks.counts import counting
 from pcapext import Program
 from pcapext.pcap_bridge import compile_expression
+from pcapext.prove import longest_way
 
 PYTHON = sys.executable
 PCAPEXT = str(Path(PYTHON).with_name("pcapext"))
@@ -64,6 +65,11 @@ def hosts(count: int) -> str:
     return " or ".join(str(IPv4Address(number)) for number in numbers)
 
 
+def host_lists(count: int) -> tuple[str, str]:
+    """A list of hosts, and one of IPv4 hosts, which libpcap's optimizer takes more of."""
+    return f"host {hosts(count)}", f"ip host {hosts(count).replace('or', 'or ip host')}"
+
+
 @benchmark(rounds=5)
 def compile_1000_hosts() -> Contestants:
     listed = hosts(1000)
@@ -71,6 +77,16 @@ def compile_1000_hosts() -> Contestants:
         "pcapext.compile('inner host ... or ...')": lambda: pcapext.compile(f"inner host {listed}", linktype=LINKTYPE, snaplen=SNAPLEN),
         # Its optimizer does not take so long a filter.
         "pcap_compile('host ... or ...'), without -O": lambda: compile_expression(f"host {listed}", LINKTYPE, SNAPLEN, optimize=False),
+    }
+
+
+@benchmark(rounds=5)
+def compile_1000_hosts_further() -> Contestants:
+    plain, ipv4 = host_lists(1000)
+    return {
+        "pcapext.compile('host ... or ...', optimize=2)": lambda: pcapext.compile(plain, linktype=LINKTYPE, snaplen=SNAPLEN, optimize=2),
+        "pcapext.compile('ip host ... or ...', optimize=2)": lambda: pcapext.compile(ipv4, linktype=LINKTYPE, snaplen=SNAPLEN, optimize=2),
+        "pcap_compile('ip host ... or ...')": lambda: compile_expression(ipv4, LINKTYPE, SNAPLEN),
     }
 
 
@@ -108,6 +124,18 @@ def instructions() -> Mapping[str, Program]:
         f"flowkeys: '{EXTENDED}'": pcapext.compile(EXTENDED, linktype=LINKTYPE, snaplen=SNAPLEN),
         f"libpcap: '{PLAIN}'": pcapext.compile(PLAIN, linktype=LINKTYPE, snaplen=SNAPLEN),
     }
+
+
+@counting
+def instructions_1000_hosts() -> Mapping[str, Program]:
+    """With the most that a packet can execute."""
+    plain, ipv4 = host_lists(1000)
+    programs = {
+        "-O2: 'host'": pcapext.compile(plain, linktype=LINKTYPE, snaplen=SNAPLEN, optimize=2),
+        "-O2: 'ip host'": pcapext.compile(ipv4, linktype=LINKTYPE, snaplen=SNAPLEN, optimize=2),
+        "libpcap: 'ip host'": pcapext.compile(ipv4, linktype=LINKTYPE, snaplen=SNAPLEN),
+    }
+    return {f"{name}, at most {longest_way(program)}": program for name, program in programs.items()}
 
 
 def main(names: list[str]) -> None:

@@ -85,17 +85,22 @@ Guard: TypeAlias = tuple[Test, bool]
 _NO_OVERFLOW = 0x7FFF_FFFF
 
 
-def generate(cfg: Cfg, marked: Marked) -> Cfg:
-    """Replace every marker."""
-    return _Generator(cfg, marked).graph()
+def generate(cfg: Cfg, marked: Marked, least: int = 0) -> Cfg:
+    """Replace every marker. Loads from a header have a k of `least` or more, no header beginning before that place.
+
+    On a cooked handle libpcap takes the length of the header that it makes up off each k (pcap-linux.c, fix_offset), and makes
+    something else of a smaller one.
+    """
+    return _Generator(cfg, marked, least).graph()
 
 
 class _Generator:
     """Builds one graph."""
 
-    def __init__(self, cfg: Cfg, marked: Marked):
+    def __init__(self, cfg: Cfg, marked: Marked, least: int):
         self.given = cfg
         self.marked = marked
+        self.least = least
         self.blocks: dict[Label, Block] = {}
         self.next_label = max(cfg.blocks) + 1
 
@@ -178,9 +183,10 @@ class _Generator:
                 return Key(key, scope == "outer")
             case Access(scope, protocol, index, size, span):
                 base, offset = self.value(KeyValue(scope, HEADERS[protocol].base, span)), self.value(index)
-                if isinstance(offset, Const):
+                if isinstance(offset, Const) and offset.value >= self.least:
                     return Load(size, base, offset.value)
-                return Load(size, Binary(Operator.ADD, base, offset))
+                at = Binary(Operator.ADD, base, offset)
+                return Load(size, Binary(Operator.SUB, at, Const(self.least)), self.least) if self.least else Load(size, at)
             case Negate(operand):
                 return Binary(Operator.SUB, Const(0), self.value(operand))
             case BinaryArithmetic(operator, left, right):

@@ -47,9 +47,13 @@ def compile(
     keys, or "classic", a long one that runs on every kernel and libpcap; a filter without extension terms is always "classic".
     An empty expression accepts everything.
 
-    `optimize` says how much: 0 or False, 1 or True, or 2. It makes a difference for filters without extension terms alone:
-    1 gives libpcap's own program, as its optimizer leaves it; 2 gives one that is proved to have the same verdicts and never
-    to execute more instructions, and that often executes fewer. Where that cannot be proved, it is libpcap's own again.
+    `optimize` says how much: 0 or False, 1 or True, or 2. 1 and 2 differ for filters without extension terms alone: 1 gives
+    libpcap's own program, as its optimizer leaves it; 2 gives one with the same verdicts that often executes fewer instructions.
+    No packet executes more than by libpcap's program, and that is proved, except where long lists are searched by value: there
+    the longest way through the program is at most half of libpcap's, and a packet that libpcap finds early in its list may
+    take a few instructions more. Where neither can be shown, it is libpcap's own program again. A filter of more than 10,000
+    instructions, too many for libpcap's optimizer, is compiled term by term and optimized by pcapext alone: there is no program of
+    libpcap's to compare with.
 
     The others are settings of the walk through the headers (LANGUAGE.md 5), kept in the program; None is the usual value. `tunnel_ports`
     has UDP ports by the name of the tunnel: tunnels that it does not name keep theirs, an empty list turns one off.
@@ -66,7 +70,7 @@ def compile(
     >>> compile("inner tcp", tunnel_ports={"vxlan": (4789,), "teredo": ()}, max_levels=2).settings.max_levels
     2
     >>> len(compile("mpls and tcp port 80")), len(compile("mpls and tcp port 80", optimize=2))
-    (28, 26)
+    (28, 25)
     """
     if optimize not in (0, 1, 2):
         raise FilterError(f"optimize is {optimize!r}, expected 0, 1 or 2")
@@ -110,7 +114,9 @@ def _compile_standard(expression: str, linktype: int, snaplen: int, netmask: int
         if optimize < 2:
             instructions = pcap_bridge.compile_expression(expression, linktype, snaplen, netmask, bool(optimize))
         else:
-            instructions = _improve(pcap_bridge.compile_expression(expression, linktype, snaplen, netmask, optimize=None))
+            instructions = _compile_apart(expression, linktype, snaplen, netmask) or _improve(
+                pcap_bridge.compile_expression(expression, linktype, snaplen, netmask, optimize=None)
+            )
     except FilterError as error:
         raise _placed(error, expression, linktype, snaplen, netmask) from None
     return _checked_length(instructions)
@@ -126,17 +132,52 @@ def _checked_length(instructions: tuple[Instruction, ...], walk: WalkSettings | 
 
 
 def _improve(program: tuple[Instruction, ...]) -> tuple[Instruction, ...]:
-    """A program of libpcap's after our passes, if it is proved that it does the same with no more work; else as it is."""
+    """A program of libpcap's after our passes: with its lists searched by value, or else without, or else as it is."""
     from pcapext.assemble import assemble
     from pcapext.lift import lift
-    from pcapext.optimize import optimize
-    from pcapext.prove import never_worse
+    from pcapext.optimize import finish, improve
+    from pcapext.optimize.gather import gather
+    from pcapext.prove import longest_way, never_worse
 
     try:
-        improved = assemble(optimize(lift(program)))
-    except (ProgramError, FilterError):  # a loop, which only `protochain` makes, or too few registers
+        graph = lift(program)
+    except ProgramError:  # a loop, which only `protochain` makes
         return program
-    return improved if never_worse(improved, program) else program
+    gathered = gather(graph)
+    for tried in [gathered, graph] if gathered != graph else [graph]:
+        try:
+            improved = assemble(finish(improve(tried)))
+        except FilterError:  # too few registers
+            continue
+        if len(improved) > MAX_INSTRUCTIONS:
+            continue
+        if never_worse(improved, program) or (tried is not graph and 2 * longest_way(improved) <= longest_way(program)):
+            return improved
+    return program
+
+
+def _compile_apart(expression: str, linktype: int, snaplen: int, netmask: int | None) -> tuple[Instruction, ...] | None:
+    """A filter that is too long for libpcap, compiled term by term; None for another, and for one that cannot be taken apart."""
+    if linktype in pcap_bridge.VARIABLE_LINKTYPES or not pcap_bridge.exceeds_optimizer(expression, linktype):
+        return None  # where headers vary, libpcap looks for the end of the first one once, before all terms
+    from pcapext.assemble import assemble
+    from pcapext.combine import combine, terms_apart
+    from pcapext.lift import lift
+    from pcapext.optimize import optimize
+    from pcapext.parser import parse
+
+    tree = parse(expression)
+    terms = terms_apart(tree, expression)
+    if terms is None:
+        return None
+    programs = {span: pcap_bridge.compile_expression(term, linktype, snaplen, netmask, optimize=False) for span, term in terms.items()}
+    if sum(map(len, programs.values())) * 7 / 6 <= pcap_bridge.OPTIMIZABLE:  # in one program, long jumps are a seventh of it
+        return None
+    try:
+        graphs = {span: lift(program) for span, program in programs.items()}
+    except ProgramError:  # `protochain`
+        return None
+    return assemble(optimize(combine(tree, graphs, snaplen)))
 
 
 def _compile_extended(
@@ -175,13 +216,13 @@ def _compile_extended(
     except ProgramError:
         span = next(span for span, term in standard_terms(tree, expression) if "protochain" in term)
         raise FilterError("'protochain' makes a loop, and a filter with extension terms cannot have one", expression, span) from None
-    cfg = generate(graph, marked)
+    link_layer = LINK_LAYER_BY_NUMBER[linktype]
+    cfg = generate(graph, marked, link_layer.made_up if target == "classic" else 0)
     if optimize:
         cfg = improve(gather(cfg))
         if cfg.blocks[cfg.entry] == REJECT:
             raise FilterError("expression rejects all packets", expression, Span(0, len(expression)))
     walk = settings or DEFAULT_SETTINGS
-    link_layer = LINK_LAYER_BY_NUMBER[linktype]
     if optimize and target == "classic":
         lowered = lower_improved(cfg, link_layer, walk, improve)
     else:

@@ -68,9 +68,9 @@ class LinkLayer:
         return self.name == "EN10MB"
 
     @property
-    def is_cooked(self) -> bool:
-        """Whether the header is made up by libpcap: the kernel, which runs filters, does not see it."""
-        return self.name in ("LINUX_SLL", "LINUX_SLL2")
+    def made_up(self) -> int:
+        """How many bytes of the header libpcap makes up: the kernel, which runs filters, does not see them."""
+        return self.length if self.name in ("LINUX_SLL", "LINUX_SLL2") else 0
 
 
 PPP_PROTOCOLS = ((0x0021, IPV4), (0x0057, IPV6), (0x0281, MPLS))

@@ -190,7 +190,11 @@ _NETMASK_UNKNOWN = 0xFFFF_FFFF
 #: How many instructions libpcap may make before optimizing, and how many of them its optimizer may be given. The
 #: first keeps libpcap's part below 2 s, the second below 4 s (measured on `or` chains of hosts, the worst that were found).
 _INSTRUCTIONS = 32_000
-_OPTIMIZABLE = 10_000
+OPTIMIZABLE = 10_000
+
+#: How long an expression may be that is compiled term by term, as the instructions that libpcap would make of it. Programs of
+#: more are longer than any kernel takes, and this one keeps the time below 4 s.
+_IN_TERMS = 100_000
 
 #: Above this weight a compilation gets a stack of its own. libpcap needs up to 40 bytes of stack an instruction.
 _SHALLOW = 1_000
@@ -204,7 +208,7 @@ _OPERAND_WEIGHT = 6
 
 #: Link types with headers of variable length, where every load is an indirect one: IEEE802_11, PFLOG, PRISM_HEADER, SUNATM,
 #: IEEE802_11_RADIO, IEEE802_11_RADIO_AVS, PPI. Behind `geneve` it is the same.
-_VARIABLE_LINKTYPES = (105, 117, 119, 123, 127, 163, 192)
+VARIABLE_LINKTYPES = (105, 117, 119, 123, 127, 163, 192)
 _VARIABLE_FACTOR = 3
 
 #: A word of an expression, with the sign before it that makes a number an operand of arithmetic.
@@ -239,14 +243,14 @@ def compile_expression(
 
     def compiled() -> tuple[Instruction, ...]:
         optimizes = optimize is not False
-        if optimizes and weight > _OPTIMIZABLE:
+        if optimizes and weight > OPTIMIZABLE:
             with _pcap_compile(text, number, snaplen, mask, optimize=False) as program:
                 length = program.bf_len
-            if length > _OPTIMIZABLE and optimize is None:
+            if length > OPTIMIZABLE and optimize is None:
                 optimizes = False
-            elif length > _OPTIMIZABLE:
+            elif length > OPTIMIZABLE:
                 raise FilterError(
-                    f"the expression is too long for libpcap's optimizer: {length} instructions before it, expected at most {_OPTIMIZABLE}",
+                    f"the expression is too long for libpcap's optimizer: {length} instructions before it, expected at most {OPTIMIZABLE}",
                     expression,
                     Span(0, len(expression)),
                 )
@@ -257,13 +261,24 @@ def compile_expression(
     return compiled() if weight <= _SHALLOW else _on_deep_stack(compiled)
 
 
-def _weigh(expression: str, linktype: int) -> int:
+def exceeds_optimizer(expression: str, linktype: int) -> bool:
+    """Whether an expression may be too long for libpcap's optimizer.
+
+    Raises `FilterError` where it is too long to be compiled term by term, too.
+
+    >>> exceeds_optimizer("host 10.0.0.1 or 10.0.0.2", 1), exceeds_optimizer("host 10.0.0.1" + " or 10.0.0.2" * 999, 1)
+    (False, True)
+    """
+    return _weigh(expression, linktype, _IN_TERMS) > OPTIMIZABLE
+
+
+def _weigh(expression: str, linktype: int, most: int = _INSTRUCTIONS) -> int:
     """About how many instructions libpcap makes of an expression before it optimizes; seldom too few, and never by a third.
 
     A value has the kind that was named last, as in `port 80 or 443`. A protocol before a kind is part of that term.
-    Raises `FilterError` at the word that is too much.
+    Raises `FilterError` at the word that is more than `most`.
     """
-    factor = _VARIABLE_FACTOR if linktype in _VARIABLE_LINKTYPES or "geneve" in expression else 1
+    factor = _VARIABLE_FACTOR if linktype in VARIABLE_LINKTYPES or "geneve" in expression else 1
     weight = last = 0
     value = _VALUE_WEIGHTS["host"]
     for match in re.finditer(_WORDS, expression):
@@ -276,9 +291,9 @@ def _weigh(expression: str, linktype: int) -> int:
         elif word not in _WEIGHTLESS:
             last = factor * (_OPERAND_WEIGHT if sign and word[0].isdigit() else value)
             weight += last
-            if weight > _INSTRUCTIONS:
+            if weight > most:
                 raise FilterError(
-                    f"the expression is too long for libpcap: it would take more than {_INSTRUCTIONS} instructions",
+                    f"the expression is too long for libpcap: it would take more than {most} instructions",
                     expression,
                     Span(*match.span(2)),
                 )

@@ -1,7 +1,7 @@
 """Prove: that one program does what another does, with no more instructions on any packet.
 
 In:  two classic BPF programs without backward jumps.
-Out: True where that is proved; False where it is not so, or takes too long to see.
+Out: True where that is proved; False where it is not so, or takes too long to see. And, of one program, how long it runs at most.
 
 Both programs are run together on symbols. What they ask of the packet is answered in every way that fits the answers before:
 whether a load reaches past the end, how a test comes out. Answers that neither program can ask for again are
@@ -236,6 +236,22 @@ def never_worse(instructions: Sequence[Instruction], other: Sequence[Instruction
                 heappush(pending, (done, next(order), following))
             spared[following] = min(margin, spared.get(following, margin))
     return False
+
+
+def longest_way(instructions: Sequence[Instruction]) -> int:
+    """The instructions that a program without backward jumps executes at most, on whatever packet.
+
+    Which tests exclude each other is not looked at: there may be no packet that takes the longest way.
+
+    >>> from pcapext.bpf import JEQ_K, LD_B_ABS, RET_K
+    >>> load, accept, reject = Instruction(LD_B_ABS, k=9), Instruction(RET_K, k=96), Instruction(RET_K)
+    >>> longest_way((load, Instruction(JEQ_K, 1, 0, 6), Instruction(JEQ_K, 0, 1, 17), accept, reject))
+    4
+    """
+    longest = [1] * len(instructions)
+    for index in reversed(range(len(instructions))):
+        longest[index] += max((longest[following] for following in _next(instructions[index], index)), default=0)
+    return longest[0]
 
 
 def _behind(source: Source) -> Source:

@@ -32,7 +32,12 @@ def libpcap_accepts(instructions: Sequence[Instruction]) -> bool:
 
 
 def libpcap_run(instructions: Sequence[Instruction], packet: bytes, wirelen: int) -> int:
-    return int(libpcap.bpf_filter(packed(instructions), packet, wirelen, len(packet)))
+    return libpcap_run_packed(packed(instructions), packet, wirelen)
+
+
+def libpcap_run_packed(code: bytes, packet: bytes, wirelen: int) -> int:
+    """What libpcap's interpreter returns; the program as the bytes of `struct bpf_insn`s."""
+    return int(libpcap.bpf_filter(code, packet, wirelen, len(packet)))
 
 
 def libpcap_image(instruction: Instruction, index: int) -> str:

@@ -10,6 +10,7 @@ right is libpcap's own here too.
 
     vlan 10 and {inner tcp} and ip host 10.0.0.1
     "ip[2:2] = {poff} - 14" and tcp
+    {outer udp port 4789} and not {encap vlan 10}
 
 A relation with numbers of pcapext's stands in quotes, and the numbers in it in braces. The numbers are written out, as
 `(len - len + 54)`: libpcap refuses to divide by a 0 that it sees, but here it is the packet that brings it. Where the packet
@@ -27,12 +28,12 @@ import socket
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from random import Random
 
 import packets
-from bpf_oracles import libpcap, libpcap_run
+from bpf_oracles import libpcap, libpcap_run_packed, packed
 from packets import Generated
 
 from pcapext import bpf
@@ -61,7 +62,7 @@ class Refused(Exception):
     """libpcap does not take an expression; the message has its words."""
 
 
-@cache
+@lru_cache(maxsize=1 << 12)
 def libpcap_compile(
     expression: str, linktype: int, optimize: bool = False, snaplen: int = 262144, netmask: int = UNKNOWN_NETMASK
 ) -> tuple[Instruction, ...]:
@@ -83,10 +84,18 @@ def libpcap_compile(
 _ZEROS = tuple(Instruction(bpf.ST, k=slot) for slot in range(bpf.MEMORY_SLOTS))
 
 
+@lru_cache(maxsize=1 << 16)
+def _packed(expression: str, linktype: int, netmask: int) -> bytes:
+    return packed(_ZEROS + libpcap_compile(expression, linktype, netmask=netmask))
+
+
 def libpcap_matches(expression: str, data: bytes, linktype: int, wirelen: int | None = None, netmask: int = UNKNOWN_NETMASK) -> bool:
     """libpcap's verdict on a packet."""
-    program = _ZEROS + libpcap_compile(expression, linktype, netmask=netmask)
-    return libpcap_run(program, data, len(data) if wirelen is None else wirelen) != 0
+    return libpcap_run_packed(_packed(expression, linktype, netmask), data, len(data) if wirelen is None else wirelen) != 0
+
+
+#: The network's, for `ip broadcast`.
+NETMASK = 0xFFFF_FF00
 
 
 # ---- Packets ----
@@ -119,6 +128,16 @@ class Packet:
     @cached_property
     def keys(self) -> FlowKeys:
         return self.made.keys_of(self.captured)
+
+    @cached_property
+    def outer(self) -> FlowKeys:
+        """The keys of the outermost headers."""
+        return self.made.outer_of(self.captured)
+
+    @cached_property
+    def headers(self) -> tuple[tuple[str, int | None], ...]:
+        """What `encap` can name, each with its identifier."""
+        return self.made.headers_of(self.captured)
 
     @property
     def linktype(self) -> int:
@@ -166,15 +185,22 @@ def with_known_values(made: Generated, seed: int) -> Generated:
         # Ports of UDP say what follows.
         if keys.thoff and keys.tproto in (6, 132) and random.random() < 0.5:
             put(keys.thoff, packets.u16(random.choice(POOL_PORT)) + packets.u16(random.choice(POOL_PORT)))
+    passed = made.passed
     if made.linktype == packets.EN10MB and random.random() < 0.7:
         ethertype = data[12:14]
+        first = 0
         if ethertype in (b"\x81\x00", b"\x88\xa8", b"\x91\x00"):
-            put(14, packets.u16(10))
+            first = 10
+            put(14, packets.u16(first))
         elif ethertype in (b"\x88\x47", b"\x88\x48"):
-            put(14, packets.u32(1024 << 12 | int.from_bytes(data[14:18], "big") & 0xFFF))
+            first = 1024
+            put(14, packets.u32(first << 12 | int.from_bytes(data[14:18], "big") & 0xFFF))
         elif ethertype == b"\x88\x64":
-            put(16, packets.u16(7))
-    made = replace(made, data=bytes(data))
+            first = 7
+            put(16, packets.u16(first))
+        if first:
+            passed = tuple((needed, name, first if needed == passed[0][0] else identifier) for needed, name, identifier in passed)
+    made = replace(made, data=bytes(data), passed=passed)
     return with_protocol(made, random.choice(RARE)) if made.layers[-2:-1] in (("ip",), ("ip6",)) else made
 
 
@@ -219,19 +245,30 @@ TERM = re.compile(
 
 
 class Term:
-    """One extension term on one packet, by the words of LANGUAGE.md."""
+    """One extension term on one packet, by the words of LANGUAGE.md. `keys` are those of the headers that it is about."""
 
-    def __init__(self, packet: Packet, netmask: int = UNKNOWN_NETMASK):
+    def __init__(self, packet: Packet, netmask: int = UNKNOWN_NETMASK, keys: FlowKeys | None = None):
         self.packet = packet
-        self.keys = packet.keys
+        self.keys = packet.keys if keys is None else keys
         self.netmask = netmask
 
+    @property
+    def outer(self) -> Term:
+        """The same for terms about the outermost headers."""
+        return Term(self.packet, self.netmask, self.packet.outer)
+
     def holds(self, text: str) -> bool:
-        """Whether the term holds: `inner ...`, `tproto P`, `nproto P`, `encap`."""
+        """Whether the term holds: `inner ...`, `outer ...`, `tproto P`, `nproto P`, `encap`, `encap NAME`, `encap NAME ID`."""
+        if text.startswith("outer "):
+            return self.outer.holds(text.removeprefix("outer "))
         words = text.replace("\\", "").removeprefix("inner ").split()
         match words:
             case ["encap"]:
-                return self.keys.depth > 0
+                return self.packet.keys.depth > 0
+            case ["encap", name]:
+                return any(name == word for word, _ in self.packet.headers)
+            case ["encap", name, identifier]:
+                return (name, int(identifier, 0)) in self.packet.headers
             case ["tproto", protocol]:
                 return self.keys.tproto == (NAMED[protocol] if protocol in NAMED else int(protocol, 0))
             case ["nproto", protocol]:
@@ -333,14 +370,15 @@ class Term:
 
     def number(self, text: str) -> int | None:
         """A flow key, or bytes of a header; None where they are missing."""
-        words = text.removeprefix("inner ")
+        scope = self.outer if text.startswith("outer ") else self
+        words = text.removeprefix("inner ").removeprefix("outer ")
         if words in ("nhoff", "nproto", "thoff", "tproto", "poff", "depth"):
-            value: int = getattr(self.keys, words)
+            value: int = getattr(scope.keys, words)
             return value
         match = re.fullmatch(r"(\w+)\[([^:]+)(?::([124]))?\]", words)
         assert match, text
         header, index, size = match.groups()
-        base = self.base(header)
+        base = scope.base(header)
         at = self.index(index)
         return None if base is None or at is None else self.packet.number(base + at, int(size or 1))
 
@@ -348,7 +386,7 @@ class Term:
         """A small sum: numbers, flow keys and bytes with `+`, `-`, `*`, `&` between, from left to right."""
         total: int | None = None
         operator = "+"
-        for part in re.findall(r"[-+*&]|(?:inner )?\w+\[[^]]*\]|\w+", text):
+        for part in re.findall(r"[-+*&]|(?:inner |outer )?\w+\[[^]]*\]|\w+", text):
             if part in "+-*&":
                 operator = part
                 continue
@@ -410,3 +448,34 @@ def expected(template: str, packet: Packet, netmask: int = UNKNOWN_NETMASK) -> b
 
     plain = _TERM.sub(replacement, template)
     return libpcap_matches(plain, packet.data, packet.linktype, packet.length, netmask)
+
+
+#: Extension headers, behind which libpcap does not look for a transport protocol, and terms that do not ask for one.
+EXTENSION_HEADERS = {"fragment", "ah", "routing", "options"}
+NO_TRANSPORT = re.compile(r"inner (ip|ip6|arp|rarp)|inner [^[]*(host|net|ether|cast|[.:])[^[]*|inner (ah|[^[]*proto (0|43|44|51|60))")
+NO_TRANSPORT_RELATION = re.compile(r"inner (ip|ip6|arp|rarp|icmp6)\[")
+
+
+def without_outer_headers(packet: Packet, text: str) -> bool | None:
+    """libpcap's verdict on the packet that is left without its outer headers, which `inner E` must have.
+
+    None where LANGUAGE.md differs from libpcap, and for a packet that ends early.
+    """
+    layers = packet.made.layers
+    if packet.captured < len(packet.made.data) or packet.made.odd:
+        return None
+    last = max((place for place, layer in enumerate(layers) if layer in ("ip", "ip6")), default=0)
+    plain = EXTENSION_HEADERS.isdisjoint(layers[last:])
+    if "[" in text:
+        # libpcap has tcp[...], udp[...] and so on in IPv4 alone.
+        if not plain or (packet.keys.nproto != 0x0800 and not NO_TRANSPORT_RELATION.match(text)):
+            return None
+    elif not plain and not NO_TRANSPORT.fullmatch(text):
+        return None
+    data, linktype = packet.made.decapsulated
+    standard = re.sub("^inner (?=[0-9])", "host ", text).replace("inner ", "")
+    try:
+        return libpcap_matches(standard, data, linktype, netmask=NETMASK)
+    except Refused:
+        assert linktype != packets.EN10MB  # It is about Ethernet, and the packet is in none.
+        return False

@@ -29,30 +29,49 @@ MAX_LEVELS, MAX_TAGS, MAX_LABELS, MAX_EXTENSIONS, MAX_GTPU_EXTENSIONS = 4, 3, 6,
 class Generated:
     """A packet and what it is.
 
-    `steps`: what a walk knows from which length on, as pairs in rising order. `headers`: names for `encap`, with
-    identifiers. `layers`: what it was built from. `decapsulated`: the packet that is left without its outer headers, as an Ethernet
-    frame if it stands in one, else as bare IP, else behind a LINUX_SLL header.
+    `steps`: what a walk knows from which length on, as pairs in rising order. `passed`: names for `encap`, with identifiers, each
+    with the length from which on a walk goes through that header. `layers`: what it was built from, `places`: where each of these
+    begins. `decapsulated`: the packet that is left without its outer headers, as an Ethernet frame if it stands in one, else as
+    bare IP, else behind a LINUX_SLL header.
     """
 
     data: bytes
     linktype: int
     steps: tuple[tuple[int, FlowKeys], ...]
-    outer: FlowKeys
-    headers: tuple[tuple[str, int | None], ...]
+    passed: tuple[tuple[int, str, int | None], ...]
     layers: tuple[str, ...]
+    places: tuple[int, ...]
     odd: bool
 
     @property
     def keys(self) -> FlowKeys:
         return self.steps[-1][1]
 
+    @property
+    def outer(self) -> FlowKeys:
+        """The keys of the outermost headers."""
+        return self.outer_of(len(self.data))
+
+    @property
+    def headers(self) -> tuple[tuple[str, int | None], ...]:
+        return self.headers_of(len(self.data))
+
     def keys_of(self, length: int) -> FlowKeys:
         """The keys of the packet cut to `length` bytes."""
         return next(keys for needed, keys in reversed(self.steps) if needed <= length)
 
+    def outer_of(self, length: int) -> FlowKeys:
+        """The keys of the outermost headers of the packet cut to `length` bytes."""
+        return next(keys for needed, keys in reversed(self.steps) if needed <= length and keys.depth == 0)
+
+    def headers_of(self, length: int) -> tuple[tuple[str, int | None], ...]:
+        """What a walk goes through in the packet cut to `length` bytes."""
+        return tuple((name, identifier) for needed, name, identifier in self.passed if needed <= length)
+
     def cuts(self) -> list[int]:
-        """Lengths around each place where the keys change, and a few between."""
-        near = {needed + more for needed, _ in self.steps for more in (-1, 0, 1)} | set(range(0, len(self.data), 7))
+        """Lengths around each place where something changes, and a few between."""
+        places = {needed for needed, *_ in (*self.steps, *self.passed)}
+        near = {needed + more for needed in places for more in (-1, 0, 1)} | set(range(0, len(self.data), 7))
         return sorted(length for length in near if 0 <= length <= len(self.data))
 
     @property
@@ -167,10 +186,11 @@ class _Builder:
         self.offset = 0
         self.base = FlowKeys()
         self.keys = FlowKeys()
-        self.outer = FlowKeys()
         self.steps: list[tuple[int, FlowKeys]] = []
-        self.headers: list[tuple[str, int | None]] = []
+        self.passed: list[tuple[int, str, int | None]] = []
+        self.entered: list[tuple[str, int | None]] = []
         self.layers: list[tuple[str, int, Build]] = []
+        self.places: list[int] = []
 
     # ---- What is noted ----
 
@@ -186,8 +206,8 @@ class _Builder:
         if not self.ended:
             self.keys = keys
             self.steps.append((needed, keys))
-            if keys.depth == 0:
-                self.outer = keys
+            self.passed += [(needed, *header) for header in self.entered]
+            self.entered.clear()
 
     def network(self, ethertype: int, more: int = 0) -> None:
         """What stands at the offset reached is of this EtherType. `more` bytes of it must be there to know."""
@@ -200,9 +220,15 @@ class _Builder:
         """The walk ends here, whatever follows."""
         self.ended = True
 
-    def encap(self, name: str, identifier: int | None = None) -> None:
+    def label(self, name: str, identifier: int, length: int) -> None:
+        """A header of `length` bytes comes that the walk goes through as soon as it is complete."""
         if not self.ended:
-            self.headers.append((name, identifier))
+            self.passed.append((self.offset + length, name, identifier))
+
+    def encap(self, name: str, identifier: int | None = None) -> None:
+        """A tunnel header comes; the walk goes through it where it finds what the next level begins with."""
+        if not self.ended:
+            self.entered.append((name, identifier))
 
     def tunnel(self, enterable: bool = True) -> None:
         """A tunnel header comes, and with it the next level."""
@@ -219,6 +245,7 @@ class _Builder:
 
     def layer(self, name: str, length: int, build: Build, ethertype: int = 0) -> None:
         self.layers.append((name, ethertype, build))
+        self.places.append(self.offset)
         self.offset += length
 
     def header(self, name: str, data: bytes, ethertype: int = 0) -> None:
@@ -242,7 +269,7 @@ class _Builder:
             data = build(data, len(data) if ethertype == LENGTH else ethertype)
             ethertype = own
         names = tuple(name for name, _, _ in self.layers)
-        return Generated(data, linktype, tuple(self.steps), self.outer, tuple(self.headers), names, self.ended)
+        return Generated(data, linktype, tuple(self.steps), tuple(self.passed), names, tuple(self.places), self.ended)
 
     def link_layer(self, linktype: int) -> None:
         if linktype == RAW:
@@ -324,8 +351,8 @@ class _Builder:
         if self.tags > MAX_TAGS:
             self.end()
         if tpid == 0x88A8:
-            self.encap("qinq", tag & 0x0FFF)
-        self.encap("vlan", tag & 0x0FFF)
+            self.label("qinq", tag & 0x0FFF, 4)
+        self.label("vlan", tag & 0x0FFF, 4)
         self.layer("vlan", 4, lambda payload, ethertype: u16(tag) + u16(ethertype) + payload, tpid)
         self.by_ethertype(in_frame)
 
@@ -336,7 +363,7 @@ class _Builder:
             if number > MAX_LABELS:
                 self.end()
             label = self.random.randrange(16, 1 << 20)
-            self.encap("mpls", label)
+            self.label("mpls", label, 4)
             self.header("mpls", u32(label << 12 | (number == labels) << 8 | 64), ethertype)
         if self.chance(0.3) and not self.deep:
             self.tunnel()
@@ -351,7 +378,7 @@ class _Builder:
     def pppoe(self) -> None:
         session = self.random.randrange(1 << 16)
         self.network(0x8864)
-        self.encap("pppoe", session)
+        self.label("pppoe", session, 8)
         head = b"\x11\0" + u16(session)
         self.layer(
             "pppoe",

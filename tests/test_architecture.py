@@ -31,7 +31,7 @@ ROWS = (
     # The passes: one form of an expression or a program to the next.
     "optimize prove",
     "prepare",
-    "resolve mark codegen lift lower optimize.* assemble ebpf",
+    "resolve mark codegen lift combine lower optimize.* assemble ebpf",
     "unroll",
     "unroll.levels",
     "unroll.tunnels",

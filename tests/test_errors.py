@@ -663,6 +663,14 @@ unknown encapsulation 'tcp', expected one of vlan, qinq, mpls, pppoe, nsh, ipip,
   encap \tcp
   ^^^^^^^^^^
 
+label 1048576 greater than maximum 1048575
+  encap mpls 0x100000 or ip
+  ^^^^^^^^^^^^^^^^^^^
+
+'encap ipip' takes no number: its header has no identifier
+  tcp and encap ipip 5
+          ^^^^^^^^^^^^
+
 unexpected 'gre', expected a number, a flow key or bytes of a header; write 'tproto gre' to compare with a name
   tproto = gre
            ^^^

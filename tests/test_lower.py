@@ -1,6 +1,6 @@
-"""The walk in plain classic BPF, against the reference walk: every key, and the verdicts of filters, on packets of every nesting.
+"""The walk in plain classic BPF: every key on packets of every nesting, as tests/packets.py knows them by construction.
 
-The expected values come from tests/packets.py, which knows the keys of a packet, and of each cut of it, by construction.
+The verdicts of whole filters are for test_everywhere.py.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from functools import reduce
 from random import Random
 
 import pytest
-from bpf_oracles import Kernel, attach
+from bpf_oracles import attach
 from graphs import EFFORT
-from packets import EN10MB, LINUX_SLL, LINUX_SLL2, NULL, PPP, RAW, Generated, packets
+from packets import EN10MB, Generated, packets
 
 import pcapext
 from pcapext.assemble import assemble
@@ -26,8 +26,6 @@ from pcapext.machine import run
 from pcapext.optimize import optimize
 from pcapext.pcap_bridge import run_filter
 
-#: Link layers that the three filters are tried on; IPV4 and IPV6 are parts of RAW, and LOOP is NULL. A program takes long to compile.
-WITH_HEADER = [RAW, LINUX_SLL, LINUX_SLL2, NULL, PPP]
 OTHER_LINKTYPES = [row.linktype for row in LINK_LAYERS if row.linktype != EN10MB]
 
 
@@ -73,56 +71,6 @@ def test_all_keys_at_once(linktype: int) -> None:
         seen.add(keys)
         assert run_filter(program, packet.data[:length]) == mixed(keys), (packet.layers, length)
     assert len(seen) > 50
-
-
-FILTERS = [
-    "not inner tcp",
-    "poff > 54 and thoff - nhoff = 20",
-    "inner port 53 or 80",
-    "inner tcp port 80",
-    "payload[0] > 127",
-    "not (inner udp port 53 or inner arp)",
-    "inner (host 10.0.0.1 or ip6) and not inner tcp[13] & 2 != 0",
-    "inner ether multicast or encap and inner icmp",
-    "ip and inner tcp or arp and inner udp or depth > 1",
-    "not payload[1:2] & 1 = 0 or nproto 0x88cc",
-    "len - poff > 100 or inner proto 51 or inner sctp",
-]
-
-
-@pytest.mark.kernel
-@pytest.mark.parametrize(
-    ("linktype", "expression"),
-    [
-        *((EN10MB, expression) for expression in FILTERS),
-        *((linktype, expression) for linktype in (OTHER_LINKTYPES if EFFORT > 1 else WITH_HEADER) for expression in FILTERS[:3]),
-    ],
-)
-def test_verdicts_are_those_of_the_flow_keys(linktype: int, expression: str) -> None:
-    """On our machine, libpcap's and the kernel's."""
-    keyed = pcapext.compile(expression, linktype=linktype)
-    plain = pcapext.compile(expression, linktype=linktype, target="classic")
-    assert plain.flow_keys == ()
-    assert plain.target == "classic"
-    assert plain.kernel_refusal() is None
-    kernel = Kernel()
-    assert kernel.accepts(plain.instructions)
-    rng = Random(linktype)
-    verdicts = set()
-    for packet, length in sample(150 if linktype == EN10MB else 50, seed=len(expression), linktype=linktype):
-        data = packet.data[:length]
-        wanted = run(keyed, data, None, lambda *_, packet=packet, length=length: packet.keys_of(length)).value
-        verdicts.add(wanted > 0)
-        assert run(plain, data).value == wanted, (packet.layers, length)
-        assert run_filter(plain.instructions, data) == wanted, (packet.layers, length)
-        if length:
-            assert (kernel.kept(data) > 0) == (wanted > 0), (packet.layers, length)
-        # Cut by the snap length, it may reject what the rules accept, never accept what they reject.
-        wirelen = length + rng.randrange(1, 100)
-        if run_filter(plain.instructions, data, wirelen):
-            assert run(keyed, data, wirelen).value, (packet.layers, length, wirelen)
-    kernel.close()
-    assert verdicts == {False, True}
 
 
 def test_walk_runs_only_where_a_key_is_needed() -> None:

@@ -12,7 +12,10 @@ from functools import cache
 from random import Random
 
 import pytest
-from graphs import EFFORT, evaluate, random_graphs, random_inputs
+from bpf_oracles import PROLOGUE, random_instructions
+from graphs import EFFORT, evaluate, random_graphs, random_inputs, steered_packet
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from packets import LINK_TYPES, Generated, packets
 
 from pcapext.assemble import assemble
@@ -74,6 +77,19 @@ def test_assembled_programs_do_the_same_as_their_graphs() -> None:
         assert made.kernel_refusal(stock=False) is None
         for packet, keys in random_inputs(rng, 8):
             assert run(made, packet, None, lambda *_, keys=keys: keys).value == evaluate(improved, packet, None, keys), str(improved)
+
+
+@settings(max_examples=200 * EFFORT)
+@given(st.randoms(use_true_random=False), st.booleans(), st.integers(0, 64), st.integers(0, 40))
+def test_any_program(rng: Random, steered: bool, length: int, missing: int) -> None:
+    """Optimized, a program returns the same for every packet captured whole, and of one that lacks its end the same or 0."""
+    instructions = (*PROLOGUE, *random_instructions(rng))
+    best = Program(assemble(optimize(lift(instructions))))
+    packet = (steered_packet(instructions, rng) if steered else rng.randbytes(length))[:length]
+    expected, found = (run(program, packet).value for program in (Program(instructions), best))
+    assert found == expected
+    expected, found = (run(program, packet, len(packet) + missing).value for program in (Program(instructions), best))
+    assert found in (0, expected)
 
 
 FILTERS = """

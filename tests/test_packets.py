@@ -32,7 +32,9 @@ def test_keys_by_construction(seed: int) -> None:
 def test_keys_of_cut_packets() -> None:
     for packet in packets.packets(1500, seed=4):
         for length in packet.cuts():
-            assert dissect(packet.data[:length], packet.linktype) == packet.keys_of(length), (length, packet)
+            found = walk(packet.data[:length], packet.linktype)
+            assert (found.keys, found.outer) == (packet.keys_of(length), packet.outer_of(length)), (length, packet)
+            assert tuple((header.name, header.identifier) for header in found.headers) == packet.headers_of(length), (length, packet)
 
 
 def test_generator_makes_everything() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from random import Random
 
@@ -17,7 +17,7 @@ from pcapext.errors import FilterError, ProgramError
 from pcapext.lift import lift
 from pcapext.machine import run
 from pcapext.optimize import optimize
-from pcapext.prove import never_worse
+from pcapext.prove import longest_way, never_worse
 from pcapext.textforms import read_program
 
 ENDS = "yes: ret #96\nno: ret #0"
@@ -140,6 +140,46 @@ def test_filters() -> None:
             packets = [steered_packet(theirs, rng) for _ in range(8)]
             check(improved, theirs, packets + [packet[: rng.randrange(len(packet) + 1)] for packet in packets])
     assert proved > 0.8 * count > 40
+
+
+def ways(instructions: Sequence[Instruction], index: int = 0) -> Iterator[int]:
+    """The instructions on every way from one to a `ret`."""
+    match instructions[index]:
+        case Instruction(bpf.RET_K | bpf.RET_A):
+            yield 1
+            return
+        case Instruction(bpf.JA, k=k):
+            following = {index + 1 + k}
+        case Instruction(code, jt, jf):
+            following = {index + 1 + jt, index + 1 + jf} if code & 7 == 5 else {index + 1}  # 5: BPF_JMP
+    for each in following:
+        yield from (1 + executed for executed in ways(instructions, each))
+
+
+@pytest.mark.parametrize(
+    ("text", "longest"),
+    [
+        ("ret #1", 1),
+        ("ldb [0]; jeq #1, yes, no", 3),
+        ("ldb [0]; jeq #1, more, no; more: ldb [1]; jeq #1, yes, no", 5),
+        ("ldb [0]; jeq #1, more, less; less: ja no; more: ldb [1]; tax; ja yes", 6),
+        ("ldb [0]; jeq #1, yes, less; less: ja over; ldb [1]; over: jeq #2, yes, no", 5),
+    ],
+)
+def test_longest_way(text: str, longest: int) -> None:
+    assert longest_way(program(text)) == longest
+
+
+def test_longest_way_of_random_programs() -> None:
+    """The longest of all ways; and no packet takes a longer one."""
+    for cfg, rng in random_graphs(60, seed=91, sizes=(2, 5, 8), keys=False):
+        try:
+            made = assemble(cfg)
+        except FilterError:
+            continue
+        longest = longest_way(made)
+        assert longest == max(ways(made))
+        assert all(run(Program(made), random_packet(rng)).executed <= longest for _ in range(6))
 
 
 def test_a_bound() -> None:

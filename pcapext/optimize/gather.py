@@ -202,8 +202,16 @@ class _Gatherer:
         subjects = {literal.subject for literal in literals}
         sets = [literal.ranges for literal in literals if literal.ranges is not None]
         if len(sets) == len(alternatives) and len(subjects) == 1:
-            return self.among(subjects.pop(), union(sets))
+            return self.unite(subjects.pop(), sets)
         return _Either(alternatives)
+
+    def unite(self, subject: _Subject, sets: list[Ranges]) -> _Literal:
+        """One test for several sets of numbers."""
+        ranges = union(sets)
+        cost = in_a_row(subject.value, ranges)
+        self.united = True
+        self.gained |= cost < len(sets) or cost > LEAF
+        return self.among(subject, ranges)
 
     def among(self, subject: _Subject, ranges: Ranges) -> _Literal:
         return self.literal(Test(Comparison.EQ, Among(subject.value, ranges), Const(1)), True)
@@ -287,10 +295,8 @@ class _Gatherer:
             match group:
                 case _Group(_Literal(subject=subject, ranges=ranges) as literal, [(), *more]):
                     if more and ranges is not None:
-                        literal = self.among(subject, union(group.sets))
-                        self.united = True
-                        cost = in_a_row(subject.value, union(group.sets))
-                        self.gained |= group.moved or cost < len(group.sets) or cost > LEAF
+                        literal = self.unite(subject, group.sets)
+                        self.gained |= group.moved
                     yield literal
                 case _Group(first, [rest]):
                     # A conjunction: no alternative to its opposite holds.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from pcapext.cfg import (
+    FARTHEST_PLACE,
     REJECT,
     VOID,
     Binary,
@@ -40,11 +41,8 @@ from pcapext.encapsulation import LinkLayer, WalkSettings
 from pcapext.layout import Encapsulation, Equals, Field, Identifier, IfSet
 from pcapext.optimize.simplify import simplify_part, simplify_test
 
-#: No place that the walk looks at is farther on: 16 bits, and a few headers of which only the lengths were read.
-PLACES = 0x1FFFF
-
 #: The header at hand, less `Builder.ahead`. In the same way: a tunnel's header, one in it, its end; the header behind an extension header.
-H, TUNNEL, INSIDE, END, NEXT = (Local(name, PLACES) for name in ("H", "tunnel", "inside", "end", "next"))
+H, TUNNEL, INSIDE, END, NEXT = (Local(name, FARTHEST_PLACE) for name in ("H", "tunnel", "inside", "end", "next"))
 
 #: What stands at `H`: its EtherType, its IP protocol. The number by which a tunnel's header says what follows. A length.
 TYPE, PROTOCOL, NUMBER, OCTETS = Local("type", 0xFFFF), Local("protocol", 0xFF), Local("number", 0xFF), Local("octets", 0xFFF)
@@ -124,9 +122,10 @@ class Builder:
         self.settings = settings
         # The first header that H is used for stands behind the link-layer header: so H is never negative.
         self.ahead = link_layer.length
-        least = link_layer.length if link_layer.is_cooked else 0
+        # Where libpcap makes the header up, the kernel has no bytes of it.
+        self.made_up = link_layer.made_up
         self.here, self.tunnel_place, self.inside_place, self.end_place = (
-            Place(base, self.ahead, least) for base in (H, TUNNEL, INSIDE, END)
+            Place(base, self.ahead, self.made_up) for base in (H, TUNNEL, INSIDE, END)
         )
         self.inner = {value.name: local_for(value) for value in wanted if isinstance(value, Key) and not value.outer}
         self.outer = {value.name: local_for(value) for value in wanted if isinstance(value, Key) and value.outer}
@@ -233,14 +232,15 @@ class Builder:
     def needs(self, place: Place, size: int, then: Label, otherwise: Label) -> Label:
         """`then` if the packet holds `size` bytes of the header at a place, and the base of the place is in the packet.
 
-        A packet can be longer than what was captured of it. The load of the last byte asks for that.
+        A packet can be longer than what was captured of it. The load of the last byte asks for that. In a header that libpcap makes up
+        it would be a load of something else, and such a header is always captured whole.
         """
         if then == otherwise:
             return then
-        if place.base is not None or place.offset + size:
+        if place.base is not None or place.offset + size > self.made_up:
             then = self.assign(VOID, place.load(1, size - 1), then)
-        if otherwise == self.reject:
-            return then
+            if otherwise == self.reject:
+                return then
         left = Length() if place.base is None else Binary(Operator.SUB, Length(), place.base)
         return self.branch(Test(Comparison.GE, left, Const(place.offset + size)), then, otherwise)
 
@@ -262,7 +262,15 @@ class Builder:
         return self._verdict_or(found, lambda: self._assign_all(found, self._behind_walk(found)))
 
     def keys(self, level: int, then: Label, **values: Value) -> Label:
-        """Assign keys of a level that goes on: those of the outermost headers are final, those of the innermost may change."""
+        """Assign keys of a level that goes on: those of the outermost headers are final, those of the innermost may change.
+
+        `depth` can only grow: where that makes the verdict clear, this is where the walk ends.
+        """
+        if "depth" in values and "depth" in self.inner:
+            depths = range(level - 1, self.max_levels)
+            verdicts = {self._verdict({self.inner["depth"]: Const(depth)}) for depth in depths}
+            if len(verdicts) == 1 and (verdict := verdicts.pop()) is not None:
+                return verdict
         outer = self._of(self.outer, values) if level == 1 else {}
         return self._verdict_or(outer, lambda: self._assign_all(self._of(self.inner, values) | outer, then))
 

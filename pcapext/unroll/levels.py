@@ -89,8 +89,10 @@ class Levels(Tunnels):
         then = self.state(self.untagged, level)
         if tags == self.settings.vlan_tags:
             return then
-        ipv4 = self.state(self.ethertype, level, self.here, IPV4)
-        return self.switch(TYPE, [(IPV4, ipv4), *self.tags(level, tags, self.here, TYPE)], then)
+        # Behind one tag there may well be another; a third one is rare.
+        first = (IPV4,) if tags == 1 else (IPV4, IPV6, table.MPLS)
+        cases = [(number, self.state(self.ethertype, level, self.here, number)) for number in first]
+        return self.switch(TYPE, [*cases, *self.tags(level, tags, self.here, TYPE)], then)
 
     def untagged(self, level: int) -> Label:
         """A header of EtherType `TYPE` at H that is no VLAN tag, or one too many."""

@@ -77,6 +77,10 @@ CASES: dict[str, tuple[Tree, list[str]]] = {
         ("and", "depth eq 1", ("not", ("or", *numbers("tproto", *FAR)))),
         ["0: depth eq 1 ? 1 : no", "1: (tproto among 10 20 30 40 50) eq 1 ? no : yes"],
     ),
+    "behind an alternative of other tests": (
+        ("and", ("or", "depth eq 1", "nproto eq 2054"), ("or", *numbers("tproto", *FAR))),
+        ["0: depth eq 1 ? 2 : 1", "1: nproto eq 2054 ? 2 : no", "2: (tproto among 10 20 30 40 50) eq 1 ? yes : no"],
+    ),
     "a run is a range": (
         ("or", *numbers("tproto", 4, 6, 5), "tproto gt 6"),
         ["0: tproto ge 4 ? yes : no"],
