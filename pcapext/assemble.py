@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, reduce
 from itertools import count
 from operator import or_
+from typing import TypeVar
 
 from pcapext import bpf
 from pcapext.bpf import MEMORY_SLOTS, Instruction, kernel_fault
@@ -77,6 +78,8 @@ _SWAPPED = {Comparison.GT: Comparison.GE, Comparison.GE: Comparison.GT}
 #: Constant offsets from here on are no offsets in the packet (SKF_LL_OFF, include/uapi/linux/filter.h).
 _NEGATIVE = 0x8000_0000
 
+V = TypeVar("V", bound=Value)
+
 _NOTHING: frozenset[Value] = frozenset()
 
 #: How many blocks' code is remembered: that of about two long filters, each written twice. And with how many plans.
@@ -113,17 +116,22 @@ def _write(
     for label, following in zip(order, [*order[1:], None], strict=True):
         block = cfg.blocks[label]
         before = [written[other] for other in predecessors[label]]
-        a, x = (frozenset.intersection(*held) if held else _NOTHING for held in ([code.a for code in before], [code.x for code in before]))
+        a, x = _common([code.a for code in before]), _common([code.x for code in before])
         for local in _in_order(live_before(block, after[label]) - a - x):
             for code in before:
                 code.save_at_end(local)
-        memory = frozenset(set.intersection(*(code.memory for code in before))) if before else frozenset()
+        memory = _common([code.memory for code in before])
         base_behind = _next_base(cfg.blocks[block.end.target].values) if isinstance(block.end, Goto) else None
         code = _code(block, following in block.targets, base_behind, frozenset(after[label]), plan, a, x, memory)
-        written[label] = _Code(slots, code.a, code.x, set(code.memory), [*code.code])
+        written[label] = _Code(slots, code.a, code.x, code.memory, [*code.code])
         for local in _in_order(early.get(label, frozenset())):
             written[label].save_at_end(local)
     return written
+
+
+def _common(held: Sequence[frozenset[V]]) -> frozenset[V]:
+    """What is in all sets, nothing where there are none."""
+    return held[0].intersection(*held[1:]) if held else frozenset()
 
 
 def _early(cfg: Cfg, written: Mapping[Label, _Code]) -> dict[Label, set[Local]]:
@@ -239,7 +247,7 @@ class _Code:
     slots: Mapping[Local, int]
     a: frozenset[Value]
     x: frozenset[Value]
-    memory: set[Local]
+    memory: frozenset[Local]
     code: list[Instruction | _Jump] = field(default_factory=list)
     stored_at_end: set[Local] = field(default_factory=set)
 
@@ -249,7 +257,7 @@ class _Code:
     def save(self, local: Local) -> None:
         """Store a local in its slot unless it is there."""
         if local not in self.memory:
-            self.memory.add(local)
+            self.memory |= {local}
             self.emit(bpf.STX if local in self.x else bpf.ST, self.slots[local])
 
     def save_at_end(self, local: Local) -> None:
@@ -275,7 +283,7 @@ def _code(
     """The code of a block, given what holds before it; not to be changed. `falls_through`: what it goes on at is written next, and
     the first load there is from `base_behind`.
     """
-    writer = _Writer(plan.slots, a, x, set(memory), bases=plan.bases, first_temporary=plan.first_temporary)
+    writer = _Writer(plan.slots, a, x, memory, bases=plan.bases, first_temporary=plan.first_temporary)
     writer.block(block, falls_through, base_behind, live_after)
     return writer
 
@@ -345,7 +353,7 @@ class _Writer(_Code):
         # Now the old value of the local is needed no more, and what was computed from it is not computed from the new one.
         if through_x:
             self.to_x(value)
-        self.memory.discard(local)
+        self.memory -= {local}
         self.a, self.x = (
             frozenset(held for held in register if local not in locals_of(held)) | ({local} if value in register else _NOTHING)
             for register in (self.a, self.x)
