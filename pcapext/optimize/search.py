@@ -65,6 +65,8 @@ class _Site:
 def search(cfg: Cfg) -> Cfg:
     """The graph with every search written out."""
     sites = [site for block in cfg.blocks.values() if (site := _Site.of(block))]
+    if not sites:
+        return cfg
     for ranges in dict.fromkeys(site.ranges for site in sites if len(site.ranges) >= _SHARED):
         cfg = _share(cfg, ranges)
     blocks = dict(cfg.blocks)
