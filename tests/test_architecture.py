@@ -32,7 +32,7 @@ ROWS = (
     "optimize prove",
     "prepare",
     "resolve mark codegen lift combine lower optimize.* assemble ebpf",
-    "unroll",
+    "unroll registers",
     "unroll.levels",
     "unroll.tunnels",
     "unroll.builder",
