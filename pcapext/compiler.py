@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pcapext import pcap_bridge
 from pcapext.bpf import MAX_INSTRUCTIONS, MAXIMUM_SNAPLEN, Instruction, Program
 from pcapext.errors import FilterError, ProgramError, Span
+from pcapext.standard import compile_standard, placed
 
 if TYPE_CHECKING:
     from pcapext.encapsulation import WalkSettings
@@ -88,7 +89,7 @@ def compile(
     if _may_extend(expression):
         instructions, made_for = _compile_extended(expression, number, snaplen, netmask, optimize, target, settings)
     else:
-        instructions, made_for = _compile_standard(expression, number, snaplen, netmask, optimize), "classic"
+        instructions, made_for = _checked_length(compile_standard(expression, number, snaplen, netmask, optimize)), "classic"
     return Program(instructions, number, snaplen, expression, made_for, settings)
 
 
@@ -109,19 +110,6 @@ def _may_extend(expression: str) -> bool:
     return re.search(rf"\b(?:{'|'.join(EXTENSION_WORDS)})\b", expression) is not None
 
 
-def _compile_standard(expression: str, linktype: int, snaplen: int, netmask: int | None, optimize: int) -> tuple[Instruction, ...]:
-    try:
-        if optimize < 2:
-            instructions = pcap_bridge.compile_expression(expression, linktype, snaplen, netmask, bool(optimize))
-        else:
-            instructions = _compile_apart(expression, linktype, snaplen, netmask) or _improve(
-                pcap_bridge.compile_expression(expression, linktype, snaplen, netmask, optimize=None)
-            )
-    except FilterError as error:
-        raise _placed(error, expression, linktype, snaplen, netmask) from None
-    return _checked_length(instructions)
-
-
 def _checked_length(instructions: tuple[Instruction, ...], walk: WalkSettings | None = None) -> tuple[Instruction, ...]:
     """The instructions, if a kernel takes as many. `walk`: the settings of the walk that is among them."""
     if len(instructions) <= MAX_INSTRUCTIONS:
@@ -129,55 +117,6 @@ def _checked_length(instructions: tuple[Instruction, ...], walk: WalkSettings | 
     message = f"the program would take {len(instructions)} instructions, and no kernel takes more than {MAX_INSTRUCTIONS}"
     bounds = [f"{name} (now {number})" for name, number in walk.bounds if number > 1] if walk else []
     raise FilterError(f"{message}; it is shorter with a smaller {', '.join(bounds)}" if bounds else message)
-
-
-def _improve(program: tuple[Instruction, ...]) -> tuple[Instruction, ...]:
-    """A program of libpcap's after our passes: with its lists searched by value, or else without, or else as it is."""
-    from pcapext.assemble import assemble
-    from pcapext.lift import lift
-    from pcapext.optimize import finish, improve
-    from pcapext.optimize.gather import gather
-    from pcapext.prove import longest_way, never_worse
-
-    try:
-        graph = lift(program)
-    except ProgramError:  # a loop, which only `protochain` makes
-        return program
-    gathered = gather(graph)
-    for tried in [gathered, graph] if gathered != graph else [graph]:
-        try:
-            improved = assemble(finish(improve(tried)))
-        except FilterError:  # too few registers
-            continue
-        if len(improved) > MAX_INSTRUCTIONS:
-            continue
-        if never_worse(improved, program) or (tried is not graph and 2 * longest_way(improved) <= longest_way(program)):
-            return improved
-    return program
-
-
-def _compile_apart(expression: str, linktype: int, snaplen: int, netmask: int | None) -> tuple[Instruction, ...] | None:
-    """A filter that is too long for libpcap, compiled term by term; None for another, and for one that cannot be taken apart."""
-    if linktype in pcap_bridge.VARIABLE_LINKTYPES or not pcap_bridge.exceeds_optimizer(expression, linktype):
-        return None  # where headers vary, libpcap looks for the end of the first one once, before all terms
-    from pcapext.assemble import assemble
-    from pcapext.combine import combine, terms_apart
-    from pcapext.lift import lift
-    from pcapext.optimize import optimize
-    from pcapext.parser import parse
-
-    tree = parse(expression)
-    terms = terms_apart(tree, expression)
-    if terms is None:
-        return None
-    programs = {span: pcap_bridge.compile_expression(term, linktype, snaplen, netmask, optimize=False) for span, term in terms.items()}
-    if sum(map(len, programs.values())) * 7 / 6 <= pcap_bridge.OPTIMIZABLE:  # in one program, long jumps are a seventh of it
-        return None
-    try:
-        graphs = {span: lift(program) for span, program in programs.items()}
-    except ProgramError:  # `protochain`
-        return None
-    return assemble(optimize(combine(tree, graphs, snaplen)))
 
 
 def _compile_extended(
@@ -201,7 +140,7 @@ def _compile_extended(
     tree = parse(expression)
     extensions = resolve(expression, tree, netmask=netmask)
     if not extensions:
-        return _compile_standard(expression, linktype, snaplen, netmask, optimize), "classic"
+        return _checked_length(compile_standard(expression, linktype, snaplen, netmask, optimize)), "classic"
     if linktype not in LINK_LAYER_BY_NUMBER:
         names = ", ".join(row.name for row in LINK_LAYERS)
         shown = pcap_bridge.linktype_name(linktype) or linktype
@@ -210,7 +149,7 @@ def _compile_extended(
     try:
         standard = pcap_bridge.compile_expression(marked.text, linktype, snaplen, netmask, optimize=False)
     except FilterError as error:
-        raise _placed(error, expression, linktype, snaplen, netmask) from None
+        raise placed(error, expression, linktype, snaplen, netmask) from None
     try:
         graph = lift(standard)
     except ProgramError:
@@ -232,34 +171,3 @@ def _compile_extended(
             lowered = improve(lowered if optimize else gather(lowered))
     walks = lowered is not cfg
     return _checked_length(assemble(finish(lowered) if optimize or walks else lowered), walk if walks else None), target
-
-
-def _placed(error: FilterError, expression: str, linktype: int, snaplen: int, netmask: int | None) -> FilterError:
-    """An error of libpcap's with the place that it is about: libpcap says what is wrong, but not where."""
-    from bisect import bisect_left
-
-    from pcapext.locate import standard_terms
-    from pcapext.parser import parse
-
-    if error.span is not None:
-        # A place in the text with markers is none for the user.
-        return error if error.expression == expression else FilterError(error.message, expression, Span(0, len(expression)))
-    if not expression.strip():
-        return error
-    tree = parse(expression)  # a syntax error is raised here, in our words
-    terms = list(standard_terms(tree, expression))
-
-    def refused(text: str) -> bool:
-        """Whether libpcap has the same to say of a part of the filter."""
-        try:
-            pcap_bridge.compile_expression(text, linktype, snaplen, netmask, optimize=False)
-        except FilterError as again:
-            return again.message == error.message
-        return False
-
-    for span, term in terms:
-        if refused(term):
-            return FilterError(error.message, expression, span)
-    # `vlan` behind `mpls`: what libpcap says of a term can depend on those before it.
-    first = bisect_left(range(1, len(terms) + 1), True, key=lambda count: refused(" and ".join(term for _, term in terms[:count])))
-    return FilterError(error.message, expression, terms[first][0] if first < len(terms) else tree.span)

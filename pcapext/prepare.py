@@ -167,6 +167,7 @@ def _put_behind(walk: Cfg, split: _Split) -> Cfg:
         match block.end:
             case Leave(number, values):
                 # The loads that stand before it are the rest's, which does them.
+                assert all(local == VOID for local, _ in block.assignments)
                 passed_on, following = split.exits[number]
                 moves = tuple((local, value) for local, value in zip(passed_on, values, strict=True) if local not in settled)
                 if moves:

@@ -29,6 +29,7 @@ ROWS = (
     "pcapext",
     "compiler summary",
     # The passes: one form of an expression or a program to the next.
+    "standard",
     "optimize prove",
     "prepare",
     "resolve mark codegen lift combine lower optimize.* assemble ebpf",
