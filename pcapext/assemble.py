@@ -80,15 +80,21 @@ def _common(held: Sequence[frozenset[V]]) -> frozenset[V]:
 
 
 def _early(cfg: Cfg, written: Mapping[Label, Code]) -> dict[Label, set[Local]]:
-    """The locals that are better stored at the end of a block than at the end of each of those behind it."""
+    """The locals that are better stored at the end of a block than at the end of each of those behind it; nothing if none is."""
     stored: dict[Label, set[Local]] = {}
+    # Of these, the ones that were there when the block began: so they can be stored before it.
+    old: dict[Label, set[Local]] = {}
+    predecessors, better = cfg.predecessors, False
     for label in reversed(cfg.labels):
-        writer, targets = written[label], set(cfg.blocks[label].targets)
-        behind = set.intersection(*(stored.get(target, set()) for target in targets)) if len(targets) > 1 else set()
-        locals_ = writer.stored_at_end | {local for local in behind if local in writer.a or local in writer.x}
-        if locals_:
-            stored[label] = locals_
-    return stored
+        block, code = cfg.blocks[label], written[label]
+        targets = set(block.targets)
+        behind = set.intersection(*(old.get(target, set()) for target in targets)) if len(targets) > 1 else set()
+        moved = {local for local in behind if local in code.a or local in code.x}
+        if locals_ := code.stored_at_end | moved:
+            stored[label], old[label] = locals_, locals_ - {local for local, _ in block.assignments}
+            twice = old[label] & _common([written[before].memory for before in predecessors[label]])
+            better = better or bool(twice or moved - code.stored_at_end)
+    return stored if better else {}
 
 
 def _bases(cfg: Cfg) -> frozenset[Local]:
