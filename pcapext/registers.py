@@ -314,6 +314,7 @@ class _Writer(Code):
         """Code that puts one value into A and another into X."""
         if right in self.x and _spares_x(left, self.a, self.x):
             self.to_a(left)
+            self.reads -= _reads(right)
         elif loads_x(right):
             self.to_a(left)
             self.to_x(right)

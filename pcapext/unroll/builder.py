@@ -200,7 +200,7 @@ class Builder:
         return otherwise
 
     #: How many numbers a search tests for one after the other.
-    _LEAF = 3
+    _LEAF = 5
 
     def search(self, value: Value, cases: Mapping[int, Label], otherwise: Label) -> Label:
         """Tests for several numbers, by halves. What is below all of them, the usual case, takes one test."""
