@@ -36,6 +36,9 @@ U32 = 0xFFFF_FFFF
 #: No packet is longer, and a sum of two numbers up to here does not wrap around.
 LONGEST_PACKET = 0x7FFF_FFFF
 
+#: A k from here on is no offset in the packet (SKF_LL_OFF, SKF_NET_OFF and SKF_AD_OFF, include/uapi/linux/filter.h, are negative numbers).
+FIRST_NEGATIVE = LONGEST_PACKET + 1
+
 #: No place that the walk through the headers finds is farther on: 16 bits, and a few headers more.
 FARTHEST_PLACE = 0x1FFFF
 
@@ -119,7 +122,7 @@ class Ancillary(Interned):
 
     def __post_init__(self) -> None:
         _check_size(self.size)
-        if not 0x8000_0000 <= self.k <= U32:
+        if not FIRST_NEGATIVE <= self.k <= U32:
             raise ValueError(f"k {self.k:#x} is a place in the packet")
 
 
@@ -192,7 +195,7 @@ class Binary(Interned):
 Ranges: TypeAlias = tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Among(Interned):
     """1 where a value is one of a set of numbers, else 0. No instruction computes it: a pass makes a search of it."""
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 from pcapext.cfg import (
+    LONGEST_PACKET,
     U32,
     Binary,
     Block,
@@ -80,9 +81,6 @@ _COMPARISONS: dict[RelationOperator, tuple[Comparison, bool]] = {
 
 #: A test that must have an outcome.
 Guard: TypeAlias = tuple[Test, bool]
-
-#: A sum of two numbers that are no larger does not wrap around.
-_NO_OVERFLOW = 0x7FFF_FFFF
 
 
 def generate(cfg: Cfg, marked: Marked, least: int = 0) -> Cfg:
@@ -211,7 +209,7 @@ class _Generator:
                     # TCP's data offset can point past the end. All other keys are places in the packet.
                     yield Test(Comparison.GE, Length(), base), True
                 behind_base = Binary(Operator.SUB, Length(), base)
-                if maximum(offset) > _NO_OVERFLOW:
+                if maximum(offset) > LONGEST_PACKET:
                     # An index past the end, before the sum below can wrap around.
                     yield Test(Comparison.GE, behind_base, offset), True
                 end = Const(offset.value + size & U32) if isinstance(offset, Const) else Binary(Operator.ADD, offset, Const(size))

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pcapext import bpf
 from pcapext.bpf import Instruction
 from pcapext.cfg import (
+    FIRST_NEGATIVE,
     VOID,
     Ancillary,
     Binary,
@@ -42,9 +43,6 @@ from pcapext.errors import ProgramError
 
 A, X = Local("A"), Local("X")
 MEMORY = tuple(Local(f"M{slot}") for slot in range(bpf.MEMORY_SLOTS))
-
-#: A k from here on is no offset in the packet (SKF_LL_OFF, SKF_NET_OFF and SKF_AD_OFF are negative numbers).
-_NEGATIVE = 0x8000_0000
 
 _LOADS = {
     bpf.LD_W_ABS: 4, bpf.LD_H_ABS: 2, bpf.LD_B_ABS: 1,
@@ -116,7 +114,7 @@ def run_one(instruction: Instruction, state: dict[Local, Value]) -> tuple[Value,
             if code in _INDIRECT:
                 state[A] = Load(size, state[X], k)
             else:
-                state[A] = Ancillary(size, k) if k >= _NEGATIVE else Load(size, Const(k))
+                state[A] = Ancillary(size, k) if k >= FIRST_NEGATIVE else Load(size, Const(k))
             return (state[A],)
         case bpf.LD_IMM:
             state[A] = Const(k)

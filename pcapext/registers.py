@@ -15,6 +15,7 @@ from functools import lru_cache
 from pcapext import bpf
 from pcapext.bpf import MEMORY_SLOTS, Instruction
 from pcapext.cfg import (
+    FIRST_NEGATIVE,
     REMEMBERED,
     VOID,
     Among,
@@ -63,9 +64,6 @@ _JUMPS = {
 }
 #: A comparison whose outcome is the opposite when its sides change places.
 _SWAPPED = {Comparison.GT: Comparison.GE, Comparison.GE: Comparison.GT}
-
-#: Constant offsets from here on are no offsets in the packet (SKF_LL_OFF, include/uapi/linux/filter.h).
-_NEGATIVE = 0x8000_0000
 
 _NOTHING: frozenset[Value] = frozenset()
 
@@ -268,7 +266,7 @@ class _Writer(Code):
                 self.set_a(bpf.LD_W_ABS, KEY_BY_NAME[name].k, holds)
             case Ancillary(size, k):
                 self.set_a(_ABSOLUTE[size], k, holds)
-            case Load(size, Const(offset)) if offset < _NEGATIVE:
+            case Load(size, Const(offset)) if offset < FIRST_NEGATIVE:
                 self.set_a(_ABSOLUTE[size], offset, holds)
             case Load(size, offset, k):
                 self.to_x(offset)
@@ -361,7 +359,7 @@ def _spares_x(value: Value, a: frozenset[Value], x: frozenset[Value]) -> bool:
     if value in a or value in x:
         return True
     match value:
-        case Load(_, Const(offset)) if offset < _NEGATIVE:
+        case Load(_, Const(offset)) if offset < FIRST_NEGATIVE:
             return True
         case Load(_, offset, _):
             return offset in x
@@ -394,7 +392,7 @@ def loads_x(value: Value) -> bool:
 def _header_length(value: Value) -> int | None:
     """The k of the `ldxb 4*([k]&0xf)` that loads a value, if one does."""
     match value:
-        case Binary(Operator.LSH, Binary(Operator.AND, Load(1, Const(offset)), Const(0xF)), Const(2)) if offset < _NEGATIVE:
+        case Binary(Operator.LSH, Binary(Operator.AND, Load(1, Const(offset)), Const(0xF)), Const(2)) if offset < FIRST_NEGATIVE:
             return offset
     return None
 

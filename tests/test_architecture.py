@@ -37,7 +37,7 @@ ROWS = (
     "unroll.levels",
     "unroll.tunnels",
     "unroll.builder",
-    "optimize.simplify optimize.membership optimize.conditions",
+    "optimize.simplify optimize.membership optimize.conditions optimize.places",
     "extension",
     # Text to syntax tree.
     "parser",

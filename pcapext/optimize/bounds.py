@@ -29,7 +29,6 @@ from pcapext.cfg import (
     Branch,
     Cfg,
     Comparison,
-    Const,
     Goto,
     Label,
     Length,
@@ -43,10 +42,8 @@ from pcapext.cfg import (
     maximum,
     parts,
 )
+from pcapext.optimize.places import Place, end_of, place_behind
 from pcapext.optimize.simplify import simplify_part
-
-#: A place in a packet: so far behind this base; the base None is the begin of the packet.
-Place: TypeAlias = tuple[Value | None, int]
 
 #: How far behind each base the packet is known to reach.
 Reach: TypeAlias = Mapping[Value | None, int]
@@ -132,18 +129,7 @@ def _drop_backward(cfg: Cfg) -> Cfg:
 @lru_cache(REMEMBERED)
 def _ends(value: Value) -> tuple[Place, ...]:
     """The ends of the bytes that the loads in a value read."""
-    return tuple(_place(part.offset, part.k + part.size) for part in parts(value) if isinstance(part, Load))
-
-
-@lru_cache(REMEMBERED)
-def _place(offset: Value, more: int) -> Place:
-    """offset + more, where that does not wrap around."""
-    match offset:
-        case Const(number):
-            return None, number + more
-        case Binary(Operator.ADD, base, Const(distance)) if maximum(base) + distance <= LONGEST_PACKET:
-            return base, distance + more
-    return offset, more
+    return tuple(end_of(part) for part in parts(value) if isinstance(part, Load))
 
 
 @lru_cache(REMEMBERED)
@@ -151,10 +137,10 @@ def _checked(test: Test) -> Place | None:
     """How far a packet reaches for which a check of its length holds."""
     match test:
         case Test(Comparison.GE, Length(), bound):
-            return _place(bound, 0)
+            return place_behind(bound, 0)
         case Test(Comparison.GE, Binary(Operator.SUB, Length(), base), distance) if maximum(distance) <= LONGEST_PACKET:
-            index, more = _place(distance, 0)
-            return _place(base if index is None else simplify_part(Binary(Operator.ADD, base, index)), more)
+            index, more = place_behind(distance, 0)
+            return place_behind(base if index is None else simplify_part(Binary(Operator.ADD, base, index)), more)
     return None
 
 
@@ -180,7 +166,7 @@ def _up_to(place: Place) -> tuple[Place, ...]:
     base, distance = place
     match base:
         case Binary(Operator.ADD, left, right) if maximum(left) + maximum(right) <= LONGEST_PACKET:
-            return (*_up_to(_place(left, distance)), place)
+            return (*_up_to(place_behind(left, distance)), place)
         case None:
             return (place,)
     return ((None, distance), place)
@@ -189,14 +175,14 @@ def _up_to(place: Place) -> tuple[Place, ...]:
 def _behind(local: Local, value: Value, reach: Reach) -> Reach:
     """What is known behind an assignment, in terms of the new value."""
     known = _without(local, reach)
-    base, moved = _place(value, 0)
+    base, moved = place_behind(value, 0)
     return {**known, local: reach[base] - moved} if base in reach else known
 
 
 def _before(local: Local, value: Value, reach: Reach) -> Reach:
     """What is known before an assignment, in terms of the old value."""
     known = _without(local, reach)
-    base, moved = _place(value, 0)
+    base, moved = place_behind(value, 0)
     return _farther(known, [(base, reach[local] + moved)]) if local in reach else known
 
 

@@ -44,7 +44,8 @@ from pcapext.cfg import (
     maximum,
 )
 from pcapext.optimize.conditions import Join, Side, flatten, fold
-from pcapext.optimize.membership import LEAF, complement, in_a_row, union, write_search
+from pcapext.optimize.membership import LEAF, complement, in_a_row, union, write_search, write_switch
+from pcapext.optimize.places import Place, end_of
 
 #: How often a condition may be split further before it stays as it was: each time, Python is a few calls deeper.
 _DEEPEST_SPLIT = 60
@@ -70,8 +71,6 @@ def gather(cfg: Cfg) -> Cfg:
 # Conditions in order: alternatives, each of which is a conjunction.
 
 
-#: So many bytes behind this base, or behind the begin of the packet.
-_Place: TypeAlias = tuple[Value | None, int]
 _Reach: TypeAlias = dict[Value | None, int]
 
 
@@ -81,7 +80,7 @@ class _Subject:
     reject a packet otherwise."""
 
     value: Value
-    reads: tuple[_Place, ...] | None
+    reads: tuple[Place, ...] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,8 +94,8 @@ class _Literal:
     holds: bool
     subject: _Subject
     ranges: Ranges | None
-    checks: tuple[_Place, ...]
-    denies: tuple[_Place, ...]
+    checks: tuple[Place, ...]
+    denies: tuple[Place, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -236,7 +235,7 @@ class _Gatherer:
         subject = self.subjects.get(value)
         if subject is None:
             loads = loads_of(value)
-            ends = tuple(_end(load) for load in loads if isinstance(load, Load))
+            ends = tuple(end_of(load) for load in loads if isinstance(load, Load))
             subject = self.subjects[value] = _Subject(value, ends if len(ends) == len(loads) else None)
         return subject
 
@@ -317,6 +316,9 @@ class _Gatherer:
         self.next_label += 1
         return self.next_label - 1
 
+    def branch(self, test: Test, then: Label, otherwise: Label) -> Label:
+        return self.add_block(Block((), Branch(test, then, otherwise)))
+
     def write(self, tree: _Tree, then: Label, otherwise: Label) -> Label:
         """Blocks for a tree; the first of them."""
         match tree:
@@ -324,7 +326,7 @@ class _Gatherer:
                 then, otherwise = (then, otherwise) if tree.holds else (otherwise, then)
                 return write_search(value, ranges, then, otherwise, self.add_block)
             case _Literal(test, holds):
-                return self.add_block(Block((), Branch(test, then, otherwise) if holds else Branch(test, otherwise, then)))
+                return self.branch(test, then, otherwise) if holds else self.branch(test, otherwise, then)
             case _Any(trees):
                 for each in reversed(trees):
                     otherwise = self.write(each, then, otherwise)
@@ -335,16 +337,7 @@ class _Gatherer:
                 return self.write(opposite, otherwise, then)
             case _Switch(value, cases):
                 targets = sorted((number, self.write(case, then, otherwise)) for number, case in cases)
-                return self.write_switch(value, targets, otherwise)
-
-    def write_switch(self, value: Value, cases: list[tuple[int, Label]], otherwise: Label) -> Label:
-        if len(cases) < _MANY:
-            for number, target in reversed(cases):
-                otherwise = self.add_block(Block((), Branch(Test(Comparison.EQ, value, Const(number)), target, otherwise)))
-            return otherwise
-        middle = len(cases) // 2
-        below, above = self.write_switch(value, cases[:middle], otherwise), self.write_switch(value, cases[middle:], otherwise)
-        return self.add_block(Block((), Branch(Test(Comparison.GE, value, Const(cases[middle][0])), above, below)))
+                return write_switch(value, targets, otherwise, _MANY - 1, self.branch)
 
 
 def _numbers(test: Test) -> tuple[Value, Ranges | None]:
@@ -429,7 +422,7 @@ def _record(conjunction: _Conjunction, path: tuple[_Part, ...], known: dict[tupl
                 return  # what is behind an alternative that may have held, and in it, may not have been asked
 
 
-def _farther(reach: _Reach, places: Iterable[_Place]) -> _Reach:
+def _farther(reach: _Reach, places: Iterable[Place]) -> _Reach:
     farther = dict(reach)
     for base, end in places:
         farther[base] = max(farther.get(base, end), end)
@@ -439,21 +432,8 @@ def _farther(reach: _Reach, places: Iterable[_Place]) -> _Reach:
 #: Keys that are places in the packet where they are what a length is checked from, so that `length - key` does not wrap around.
 _PLACES = ("lhoff", "nhoff", "thoff")
 
-#: No packet is longer.
-_LONGEST = 0x7FFF_FFFF
 
-
-def _end(load: Load) -> _Place:
-    """Where the bytes of a load end."""
-    match load.offset:
-        case Const(number):
-            return None, number + load.size
-        case Binary(Operator.ADD, base, Const(distance)) if maximum(base) + distance <= _LONGEST:
-            return base, distance + load.k + load.size
-    return load.offset, load.k + load.size
-
-
-def _checked(test: Test, holds: bool) -> Iterator[_Place]:
+def _checked(test: Test, holds: bool) -> Iterator[Place]:
     """How far a packet reaches for which a check of its length holds, as extension terms make it.
 
     A filter's own `len >= 60` is none: on a packet that was cut, standard loads behind it reject.

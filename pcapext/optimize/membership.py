@@ -9,7 +9,7 @@ half before has told its other end. Runs that are all aligned, as lists of netwo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pcapext.cfg import U32, Binary, Block, Branch, Comparison, Const, Label, Operator, Ranges, Test, Value, maximum
@@ -65,6 +65,22 @@ def write_search(value: Value, ranges: Ranges, then: Label, otherwise: Label, ad
         # There is nothing to tell, but computing the value may reject the packet.
         return add(Block((), Branch(Test(Comparison.EQ, value, Const(0)), first, first)))
     return first
+
+
+def write_switch(
+    value: Value, cases: Sequence[tuple[int, Label]], otherwise: Label, leaf: int, branch: Callable[[Test, Label, Label], Label]
+) -> Label:
+    """Blocks, made by `branch`, that go on at the label of the number that the value is; the label of the first.
+
+    The numbers are in order. They are halved until no more than `leaf` are left.
+    """
+    if len(cases) <= leaf:
+        for number, target in reversed(cases):
+            otherwise = branch(Test(Comparison.EQ, value, Const(number)), target, otherwise)
+        return otherwise
+    middle = len(cases) // 2
+    below, above = (write_switch(value, half, otherwise, leaf, branch) for half in (cases[:middle], cases[middle:]))
+    return branch(Test(Comparison.GE, value, Const(cases[middle][0])), above, below)
 
 
 @dataclass(frozen=True, slots=True)

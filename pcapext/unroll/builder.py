@@ -39,6 +39,7 @@ from pcapext.cfg import (
 )
 from pcapext.encapsulation import LinkLayer, WalkSettings
 from pcapext.layout import Encapsulation, Equals, Field, Identifier, IfSet
+from pcapext.optimize.membership import write_switch
 from pcapext.optimize.simplify import simplify_part, simplify_test
 
 #: The header at hand, less `Builder.ahead`. In the same way: a tunnel's header, one in it, its end; the header behind an extension header.
@@ -205,17 +206,10 @@ class Builder:
     def search(self, value: Value, cases: Mapping[int, Label], otherwise: Label) -> Label:
         """Tests for several numbers, by halves. What is below all of them, the usual case, takes one test."""
         ordered = [(number, target) for number, target in sorted(cases.items()) if target != otherwise]
-        found = self._halves(value, ordered, otherwise)
+        found = write_switch(value, ordered, otherwise, self._LEAF, self.branch)
         if len(ordered) < 2:
             return found
         return self.branch(Test(Comparison.GE, value, Const(ordered[0][0])), found, otherwise)
-
-    def _halves(self, value: Value, cases: Sequence[tuple[int, Label]], otherwise: Label) -> Label:
-        if len(cases) <= self._LEAF:
-            return self.switch(value, cases, otherwise)
-        middle = len(cases) // 2
-        upper, lower = self._halves(value, cases[middle:], otherwise), self._halves(value, cases[:middle], otherwise)
-        return self.branch(Test(Comparison.GE, value, Const(cases[middle][0])), upper, lower)
 
     def assign(self, local: Local, value: Value, then: Label) -> Label:
         return then if then == self.reject else self.block(Block(((local, value),), Goto(then)))

@@ -28,6 +28,16 @@ _USUAL = (table.TCP, table.UDP, 47)
 _LABELS = 2
 
 
+def _not_ip(nproto: Value, nhoff: Value) -> dict[str, Value]:
+    """The keys of a header that is not IP."""
+    return {"nproto": nproto, "nhoff": nhoff, "tproto": Const(0), "thoff": Const(0), "poff": Const(0)}
+
+
+def _usual(place: Place) -> tuple[int, ...]:
+    """The protocols of an IP header at a place that have code of their own."""
+    return _USUAL if place.base is None else (table.TCP,)
+
+
 class Levels(Tunnels):
     """The whole walk."""
 
@@ -60,9 +70,7 @@ class Levels(Tunnels):
 
     def dispatch_at(self, level: int, place: Place, ethertype: Value) -> Label:
         """A header of whatever EtherType a value says, behind no VLAN tag."""
-        other = self.no_protocol(level, ethertype, place.at(0))
-        length = self.no_protocol(level, Const(0), Const(0))
-        ends = self.branch(Test(Comparison.GE, ethertype, Const(table.FIRST_ETHERTYPE)), other, length)
+        ends = self.unknown(level, place, ethertype)
         rest = self.local_form(place, self.with_type(ethertype, self.state(self.untagged, level)))
         tagged = self.switch(ethertype, self.tags(level, 0, place, ethertype), rest)
         others = self.branch(Test(Comparison.GE, ethertype, Const(min(table.BY_ETHERTYPE))), tagged, ends)
@@ -96,16 +104,19 @@ class Levels(Tunnels):
 
     def untagged(self, level: int) -> Label:
         """A header of EtherType `TYPE` at H that is no VLAN tag, or one too many."""
-        other = self.no_protocol(level, TYPE, self.here.at(0))
-        length = self.no_protocol(level, Const(0), Const(0))
-        ends = self.branch(Test(Comparison.GE, TYPE, Const(table.FIRST_ETHERTYPE)), other, length)
+        ends = self.unknown(level, self.here, TYPE)
         known = partial(self.state, self.ethertype, level, self.here)
         rest = self.search(TYPE, {number: known(number) for number in _OTHERS}, ends)
         return self.switch(TYPE, [(number, known(number)) for number in (IPV4, IPV6, table.MPLS)], rest)
 
+    def unknown(self, level: int, place: Place, ethertype: Value) -> Label:
+        """The end of the walk at a header of an EtherType that it does not know, or an 802.3 frame."""
+        other, length = self.no_protocol(level, ethertype, place.at(0)), self.no_protocol(level, Const(0), Const(0))
+        return self.branch(Test(Comparison.GE, ethertype, Const(table.FIRST_ETHERTYPE)), other, length)
+
     def no_protocol(self, level: int, nproto: Value, nhoff: Value) -> Label:
         """The end of the walk at a header that is not IP."""
-        return self.exit(level, nproto=nproto, nhoff=nhoff, tproto=Const(0), thoff=Const(0), poff=Const(0))
+        return self.exit(level, **_not_ip(nproto, nhoff))
 
     def ethertype(self, level: int, place: Place, number: int) -> Label:
         if number == IPV4:
@@ -116,7 +127,7 @@ class Levels(Tunnels):
             return self.local_form(place, self.state(self.ethertype, level, self.here, number))
         number = table.MPLS if number == table.MPLS_MULTICAST else number
         row = table.BY_ETHERTYPE.get(number)
-        keys = {"nproto": Const(number), "nhoff": self.here.at(0), "tproto": Const(0), "thoff": Const(0), "poff": Const(0)}
+        keys = _not_ip(Const(number), self.here.at(0))
         ends = self.exit(level, **keys)
         if row is None:
             return ends
@@ -163,7 +174,7 @@ class Levels(Tunnels):
         last = self.here.behind(-4)
         ends = self.ends_on_label(level, last)
         cases = [(number, self.state(self.ethertype, level, self.here, ethertype)) for number, ethertype in table.IP_BY_NIBBLE.pairs]
-        keys = {"nproto": Const(table.MPLS), "nhoff": last.at(0), "tproto": Const(0), "thoff": Const(0), "poff": Const(0)}
+        keys = _not_ip(Const(table.MPLS), last.at(0))
         cases += [(number, self.leave(level, self.tunnel(level, row, self.here, ends), **keys)) for number, row in table.BY_NIBBLE.items()]
         return self.needs(self.here, 1, self.switch(nibble(self.here), cases, ends), ends)
 
@@ -182,7 +193,7 @@ class Levels(Tunnels):
         cut = self.exit(level, tproto=Const(0), thoff=Const(0), poff=Const(0))
         protocol = place.load(1, 9)
         complete = partial(self.needs, place, table.IPV4_LENGTH)
-        known = [(number, self.ipv4_carries(level, place, Const(number))) for number in (_USUAL if place.base is None else (table.TCP,))]
+        known = [(number, self.ipv4_carries(level, place, Const(number))) for number in _usual(place)]
         other = self.ipv4_carries(level, place, PROTOCOL)
         if cut == self.reject:
             # One load, and for what is a tunnel none, since more is read behind it. So not before the protocol is known.
@@ -215,8 +226,7 @@ class Levels(Tunnels):
         cut = self.exit(level, tproto=Const(0), thoff=Const(0), poff=Const(0))
         following = place.load(1, 6)
         behind = place.at(table.IPV6_LENGTH - self.ahead)
-        usual = _USUAL if place.base is None else (table.TCP,)
-        cases = [(number, self.move(behind, self.state(self.transport, level, Const(number)))) for number in usual]
+        cases = [(number, self.move(behind, self.state(self.transport, level, Const(number)))) for number in _usual(place)]
         chain = self.assign(VERSION, Const(0), self.state(self.chain, level, 0))
         other = self.assign(PROTOCOL, following, self.move(behind, chain))
         complete = self.switch(following, cases, other)

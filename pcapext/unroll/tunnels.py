@@ -66,7 +66,11 @@ class Tunnels(Builder):
 
     def header(self, level: int, row: Encapsulation, place: Place, carrier: Label) -> Label:
         """A header of a tunnel."""
-        then = self.behind_length(row.length, place, carrier, partial(self.behind_options, level, row, place, carrier))
+        return self.complete(row, place, carrier, partial(self.behind_options, level, row, place, carrier))
+
+    def complete(self, row: Encapsulation, place: Place, carrier: Label, behind: Callable[[Place], Label]) -> Label:
+        """Go on behind the header at a place if it is there and of its kind."""
+        then = self.behind_length(row.length, place, carrier, behind)
         if row.requires:
             then = self.branch(place.equals(row.requires), then, carrier)
         size = row.length.fixed
@@ -186,13 +190,9 @@ class Tunnels(Builder):
     def inside_gre(self, level: int, row: Encapsulation, gre: Header, end: Place, carrier: Label) -> Label:
         """A header behind a GRE header, at `end`, and an Ethernet frame behind it."""
         place = self.inside_place if row.length.parts else end
-        then = self.behind_length(
-            row.length, place, carrier, lambda behind: self.enter(level + 1, behind, carrier, (row, place), gre, ethertype=ETHERNET)
+        then = self.complete(
+            row, place, carrier, lambda behind: self.enter(level + 1, behind, carrier, (row, place), gre, ethertype=ETHERNET)
         )
-        if row.requires:
-            then = self.branch(place.equals(row.requires), then, carrier)
-        size = row.length.fixed + (0 if row.length.parts else table.ETHERNET_LENGTH)
-        then = self.needs(place, size, then, carrier)
         return then if place == end else self.assign(INSIDE, end.at(-self.ahead), then)
 
     def enter(self, level: int, end: Place, carrier: Label, *headers: Header, ethertype: int) -> Label:
