@@ -49,7 +49,7 @@ ROWS = (
     "capture",
     "pcap_handles",
     "machine textforms pcap_bridge engine",
-    "dump bpfasm dissect cfg _libpcap_cffi",
+    "dump bpfasm dissect cfg formats _libpcap_cffi",
     # What all speak of.
     "bpf headers",
     "encapsulation",
