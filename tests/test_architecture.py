@@ -47,9 +47,11 @@ ROWS = (
     "syntax",
     # What runs and shows programs; it knows nothing of expressions.
     "capture",
+    "streams sinks",
+    "compression",
     "pcap_handles",
     "machine textforms pcap_bridge engine",
-    "dump bpfasm dissect cfg _libpcap_cffi",
+    "dump bpfasm dissect cfg formats _libpcap_cffi",
     # What all speak of.
     "bpf headers",
     "encapsulation",
