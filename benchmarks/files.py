@@ -112,7 +112,7 @@ def filter_small() -> Contestants:
     file = SMALL.file()
     return {
         **beside_tcpdump(file, PLAIN),
-        "tshark -Y 'tcp.port == 80'": process("tshark", "-r", str(file), "-Y", "tcp.port == 80", "-w", NOWHERE),
+        "tshark -Y 'tcp.port == 80'": process(*ONE_CORE, "tshark", "-r", str(file), "-Y", "tcp.port == 80", "-w", NOWHERE),
     }
 
 
@@ -265,20 +265,22 @@ def memory() -> Iterator[str]:
 @reporting
 def growth() -> Iterator[str]:
     """Time a packet, without what an empty capture takes in the same rounds."""
+    tools = {"pcapext": (PCAPEXT, "filter", "--count", "-r"), "tcpdump": ("tcpdump", "--count", "-r")}
 
-    def contestants(capture: Capture) -> dict[str, Callable[[], object]]:
-        file = capture.file()
-        return {
-            f"pcapext, {capture.packets:,} packets": process(*ONE_CORE, PCAPEXT, "filter", "-r", str(file), "--count", PLAIN),
-            f"tcpdump, {capture.packets:,} packets": process(*ONE_CORE, "tcpdump", "-r", str(file), "--count", PLAIN),
-        }
+    def named(tool: str, capture: Capture) -> str:
+        return f"{tool}, {capture.packets:,} packets"
 
     empty, *others = GROWING
     yield f"{'growth':<52} {'median':>12} {'a packet':>12}"
     for capture in others:
-        # Start-up hides a few packets: they run more often.
-        times = medians({**contestants(empty), **contestants(capture)}, 31 if capture.packets < MILLION else 7)
-        unloaded, loaded = list(times.values())[:2], list(times.items())[2:]
-        for start, (name, seconds) in zip(unloaded, loaded, strict=True):
-            each = 1e9 * (seconds - start) / capture.packets
-            yield f"  {name:<50} {1e3 * seconds:>9.1f} ms {each:>9.0f} ns"
+        contestants = {
+            named(tool, read): process(*ONE_CORE, *command, str(read.file()), PLAIN)
+            for read in (empty, capture)
+            for tool, command in tools.items()
+        }
+        # Few packets hide behind start-up: they are read more often.
+        times = medians(contestants, 31 if capture.packets < MILLION else 7)
+        for tool in tools:
+            seconds = times[named(tool, capture)]
+            each = 1e9 * (seconds - times[named(tool, empty)]) / capture.packets
+            yield f"  {named(tool, capture):<50} {1e3 * seconds:>9.1f} ms {each:>9.0f} ns"
