@@ -39,7 +39,7 @@ test: setup check  ## every check and test; as root, those that need root too
 check-walk: setup  ## many filters, run in every way there is, on 200,000 packets; takes ten minutes on two cores
 	PCAPEXT_TEST_EFFORT=200 $(BIN)/python -m pytest -n auto tests/test_everywhere.py tests/test_kernel.py
 
-bench: setup  ## how fast, beside libpcap, tcpdump and Python's libraries; takes ten minutes and 4 GB in build/bench
+bench: setup  ## how fast, beside libpcap, tcpdump and Python's libraries; takes eight minutes and 6 GB in build/bench
 	@$(BIN)/python -c 'import cypcap, dpkt, pcapy, scapy' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
 	$(BIN)/python -m benchmarks
 
