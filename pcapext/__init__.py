@@ -8,13 +8,15 @@
 
 from pcapext.bpf import Instruction, Program
 from pcapext.compiler import compile
-from pcapext.errors import CaptureError, FilterError, LibpcapError, PcapextError, ProgramError, SettingsError, Span
+from pcapext.errors import CaptureError, CaptureWarning, FilterError, LibpcapError, PcapextError, ProgramError, SettingsError, Span
 
 __all__ = [
     "CaptureError",
+    "CaptureWarning",
     "FilterError",
     "Instruction",
     "LibpcapError",
+    "Packet",
     "PcapextError",
     "Program",
     "ProgramError",
@@ -22,6 +24,8 @@ __all__ = [
     "Span",
     "WalkSettings",
     "compile",
+    "count",
+    "filter_file",
     "open_offline",
     "read_program",
 ]
@@ -29,7 +33,14 @@ __all__ = [
 __version__ = "0.1.0"
 
 #: Names that load more than compiling needs, and the modules they are in.
-_LAZY = {"WalkSettings": "pcapext.encapsulation", "open_offline": "pcapext.capture", "read_program": "pcapext.textforms"}
+_LAZY = {
+    "Packet": "pcapext.capture",
+    "WalkSettings": "pcapext.encapsulation",
+    "count": "pcapext.filtering",
+    "filter_file": "pcapext.filtering",
+    "open_offline": "pcapext.capture",
+    "read_program": "pcapext.textforms",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from pcapext.encapsulation import WalkSettings
+    from pcapext.engine import Matcher
 
 #: Instructions the kernel takes at most (BPF_MAXINSNS), and slots in the scratch memory M[] (BPF_MEMWORDS).
 MAX_INSTRUCTIONS = 4096
@@ -245,6 +246,8 @@ class Program(Sequence[Instruction]):
     settings: WalkSettings | None = None
     # Kept, because the machine looks a program up for every packet.
     _hash: int = field(init=False, repr=False, compare=False)
+    # Made when it is first needed: what the engine runs.
+    _matcher: Matcher | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "instructions", tuple(self.instructions))
@@ -316,11 +319,17 @@ class Program(Sequence[Instruction]):
     def matches(self, packet: Buffer, wirelen: int | None = None) -> bool:
         """Whether the program accepts `packet`, any buffer of captured bytes, which had `wirelen` bytes on the wire.
 
-        `wirelen` is the number of captured bytes unless told. See `pcapext.machine.run`.
+        `wirelen` is the number of captured bytes unless told. The engine runs it: what `pcapext.machine.run` tells, in C. The first
+        call of a program with flow keys takes about a tenth of a second, since the walk is written out for it.
         """
-        from pcapext.machine import run
+        matcher = self._matcher
+        if matcher is None:
+            from pcapext.compiler import lower_program
+            from pcapext.engine import Matcher
 
-        return run(self, packet, wirelen).value != 0
+            matcher = Matcher(lower_program(self))
+            object.__setattr__(self, "_matcher", matcher)
+        return matcher.run(packet, wirelen) != 0
 
     def dump(self, style: str = "d") -> str:
         """The program as text, in one of the styles of `pcapext.dump.dump`."""

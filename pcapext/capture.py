@@ -1,7 +1,7 @@
 """Captures: packets out of files, and into them.
 
-In:  the path of a capture in any format that libpcap reads, or "-" for standard input.
-Out: `Packet`s; pcap files that hold packets with their times, lengths and bytes as they were.
+In:  a capture: a pcap or pcapng file, compressed or not, standard input, or a buffer that holds one.
+Out: `Packet`s; captures that hold packets with their times, lengths and bytes as they were.
 
 Whatever is wrong with a file is a `CaptureError` that names it. Packets that stand before a fault have been given by then.
 """
@@ -9,21 +9,33 @@ Whatever is wrong with a file is a `CaptureError` that names it. Packets that st
 from __future__ import annotations
 
 import os
-import stat
+import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pcapext import pcap_handles
-from pcapext.bpf import MAXIMUM_SNAPLEN
-from pcapext.errors import CaptureError, LibpcapError, printable
-from pcapext.pcap_handles import Dumper, Handle, open_dead
+from pcapext.bpf import MAXIMUM_SNAPLEN, U32, Program
+from pcapext.engine import allocate, ffi, lib
+from pcapext.errors import CaptureError
+from pcapext.formats import PACKET, Interface, PcapHeader, pack_section
+from pcapext.outputs import is_pcapng
+from pcapext.records import Chunk, Input, Portion, open_input
+from pcapext.selection import Filter, Selected, Selector
+from pcapext.sinks import Sink, open_sink
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from pcapext.records import Origin
 
 FilePath = str | os.PathLike[str]
+
+#: struct record of engine.h: time, start, end, data, caplen, wirelen, interface.
+_RECORD = struct.Struct("=Q6I")
+_SECOND = 1_000_000_000
+#: The last times that the formats hold, in nanoseconds: 32 bits of seconds, 64 bits of nanoseconds.
+_LAST_IN_PCAP, _LAST_IN_PCAPNG = (1 << 32) * _SECOND - 1, (1 << 63) - 1
+#: Bytes to gather before they are written.
+_BUFFERED = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,142 +48,244 @@ class Packet:
     linktype: int
 
 
-class Capture:
-    """An open capture: an iterable of packets. Made by `open_offline`.
+def packets_of(selected: Selected) -> Iterator[Packet]:
+    """The packets among the records that were selected."""
+    batch, length = selected.batch, selected.length
+    chunk, interfaces = batch.chunk, batch.layout.interfaces
+    times = allocate("int64_t[]", length)
+    lib.record_times(batch.layout.clocks, batch.records, selected.indexes, length, times)
+    records = ffi.buffer(chunk.records + batch.first, batch.count * _RECORD.size)
+    for index, time in zip(ffi.unpack(selected.indexes, length), ffi.unpack(times, length), strict=True):
+        _, _, _, data, caplen, wirelen, interface = _RECORD.unpack_from(records, index * _RECORD.size)
+        yield Packet(time, wirelen, bytes(chunk.view[data : data + caplen]), interfaces[interface].linktype)
 
-    `linktype` is a DLT number, `snaplen` the most bytes that were captured of a packet; `nanoseconds` tells whether the
-    times of the file are that precise, rather than in microseconds. A capture is read once: iterating it again goes
-    on where it stopped.
+
+class Capture(AbstractContextManager["Capture"]):
+    """An open capture: an iterable of packets, those that its filter accepts. Made by `open_offline`.
+
+    It is read once: iterating it again goes on where it stopped.
     """
 
-    def __init__(self, descriptor: int, name: str) -> None:
-        self.name = name
-        self._file = os.fstat(descriptor)
-        with _named(name):
-            self._handle = pcap_handles.open_offline(descriptor)
-        self.linktype = self._handle.linktype
-        self.snaplen = self._handle.snaplen
-        self.nanoseconds = self._handle.nanoseconds
+    def __init__(self, input: Input, filter: Filter) -> None:
+        self.name = input.name
+        self._input = input
+        self._filter = filter
+        self._chunk = Chunk()
+        self._waiting: list[Portion] = []
+        self._packets = self._read()
+        self._is_closed = False
+        if input.is_pcapng:
+            # The first interface is what there is to tell; it stands before all packets.
+            while not self._input.layout.interfaces and (portion := self._next()):
+                self._waiting.append(portion)
+                if portion.fault or portion.packets:
+                    break
+        else:
+            filter.matcher(self.linktype)
+
+    @property
+    def interfaces(self) -> tuple[Interface, ...]:
+        """What is known of the interfaces of a pcapng file, in the section that is being read; one for a pcap file."""
+        return self._input.layout.interfaces
+
+    @property
+    def linktype(self) -> int:
+        """The link type, a DLT number: that of the first interface. Each packet tells its own."""
+        return self._first_interface.linktype
+
+    @property
+    def snaplen(self) -> int:
+        """The most bytes that were captured of a packet."""
+        return self._first_interface.snaplen
+
+    @property
+    def nanoseconds(self) -> bool:
+        """Whether times may be that precise, rather than in microseconds. Those of a pcapng file may."""
+        header = self._input.layout.header
+        return header is None or header.nanoseconds
+
+    @property
+    def header(self) -> PcapHeader:
+        """The header of a pcap file for packets like these."""
+        header = self._input.layout.header
+        extension = header.extension if header else 0
+        return PcapHeader(self.linktype, self.snaplen, self.nanoseconds, extension=extension)
+
+    @property
+    def stat(self) -> os.stat_result | None:
+        """What the system says of the file, if it is one."""
+        return self._input.stream.stat
+
+    @property
+    def _first_interface(self) -> Interface:
+        if not self.interfaces:
+            raise CaptureError(f"{self.name}: no interface is described")
+        return self.interfaces[0]
 
     def __iter__(self) -> Iterator[Packet]:
-        with _named(self.name):
-            for timestamp_ns, wirelen, data in self._handle:
-                yield Packet(timestamp_ns, wirelen, data, self.linktype)
+        if self._is_closed:
+            raise CaptureError(f"{self.name}: the capture is closed")
+        return self._packets
+
+    def _read(self) -> Iterator[Packet]:
+        selector = Selector(self._filter, blocks=False)
+        while portion := self._waiting.pop(0) if self._waiting else self._next():
+            for batch in portion.batches:
+                yield from packets_of(selector.select(batch))
+            if portion.fault:
+                raise portion.fault
+        self._filter.check()
+
+    def _next(self) -> Portion | None:
+        # What waits is in a chunk, so the next portion needs another one.
+        return self._input.read(self._chunk if not self._waiting else Chunk())
 
     def close(self) -> None:
         """Close it. Closing twice is fine; reading on is an error."""
-        self._handle.close()
-
-    def __enter__(self) -> Self:
-        return self
+        self._is_closed = True
+        self._input.stream.close()
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-class Writer:
-    """A pcap file being written. Made by `create`.
+def open_offline(origin: Origin, filter: str | Program | None = None, *, follow: bool = False, **options: Any) -> Capture:
+    """Open a capture to read: a path, "-" for standard input, or a buffer that holds one.
 
-    What cannot be written, for example to a full disk, is a `CaptureError` at the latest when it is closed. Where the
-    reader of a pipe has gone, the error's `__cause__` is a `BrokenPipeError`.
-    """
+    With a `filter` only the packets that it accepts are given: an expression, compiled for the link types of the packets with
+    `options`, those of `compile`; or a program. With `follow`, a file that grows is read on.
 
-    def __init__(self, handle: Handle, descriptor: int, name: str) -> None:
-        self.name = name
-        self.linktype = handle.linktype
-        self.snaplen = handle.snaplen
-        self.nanoseconds = handle.nanoseconds
-        with _named(name):
-            self._dumper = Dumper(handle, descriptor)
-
-    def write(self, packet: Packet) -> None:
-        """Write a packet. It must be of the link type of the file, and no longer than its snap length."""
-        if packet.linktype != self.linktype:
-            raise CaptureError(f"{self.name}: a packet of link type {packet.linktype} in a capture of link type {self.linktype}")
-        if len(packet.data) > self.snaplen:
-            raise CaptureError(f"{self.name}: a packet of {len(packet.data)} bytes in a capture with snap length {self.snaplen}")
-        with _named(self.name):
-            self._dumper.write(packet.timestamp_ns, packet.wirelen, packet.data)
-
-    def flush(self) -> None:
-        """Hand what was written to the system, for whoever reads at the other end."""
-        with _named(self.name):
-            self._dumper.flush()
-
-    def close(self) -> None:
-        """Write what is left, and close the file. Closing twice is fine; writing on is an error."""
-        with _named(self.name):
-            self._dumper.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, exception: type[BaseException] | None, *_: object) -> None:
-        try:
-            self.close()
-        except CaptureError:
-            if exception is None:  # else that one, which came first, is what went wrong
-                raise
-
-
-def open_offline(path: FilePath) -> Capture:
-    """Open a capture to read; "-" is standard input.
-
-    Raises `CaptureError` for a file that is missing or no capture. Reading raises it where the file is cut off or damaged,
-    when the packets before that have been given.
+    Raises `CaptureError` for a file that is missing or no capture, and what `compile` raises. Reading raises it where the file
+    is cut off or damaged, when the packets before that have been given.
 
     >>> from tempfile import NamedTemporaryFile
     >>> with NamedTemporaryFile(suffix=".pcap") as file:
     ...     with create(file.name) as output:
     ...         output.write(Packet(1_700_000_000_000_000_000, 64, bytes(60), linktype=1))
-    ...     with open_offline(file.name) as capture:
+    ...     with open_offline(file.name, "len < 100") as capture:
     ...         [(packet.timestamp_ns, packet.wirelen, len(packet.data)) for packet in capture]
     [(1700000000000000000, 64, 60)]
     """
-    name = "standard input" if path == "-" else printable(os.fspath(path))
-    return Capture(_open(path, name, 0, os.O_RDONLY), name)
+    input = open_input(origin, follow=follow)
+    try:
+        return Capture(input, Filter(filter, **options))
+    except BaseException:
+        input.stream.close()
+        raise
+
+
+class Writer(AbstractContextManager["Writer"]):
+    """A capture being written. Made by `create`.
+
+    The file is there when it is closed; until then, and if an exception ends it, there is only OUT.part. What cannot be written, for
+    example to a full disk, is a `CaptureError` at the latest when it is closed. Where the reader of a pipe has gone, the
+    error's `__cause__` is a `BrokenPipeError`.
+    """
+
+    def __init__(self, sink: Sink, header: PcapHeader, as_pcapng: bool) -> None:
+        self.name = sink.name
+        self.linktype = header.linktype
+        self.snaplen = header.snaplen
+        self.nanoseconds = header.nanoseconds
+        self._sink = sink
+        self._unit = 1 if header.nanoseconds else 1000
+        self._is_closed = False
+        #: The numbers of interfaces by link type, in pcapng.
+        self._interfaces: dict[int, int] | None = {} if as_pcapng else None
+        self._buffer = bytearray()
+        if as_pcapng:
+            self._buffer += pack_section()
+            self._interface(header.linktype)
+        else:
+            self._buffer += header.pack(self.name)
+
+    def write(self, packet: Packet) -> None:
+        """Write a packet, no longer than the snap length. In pcap it must be of the link type of the file."""
+        if self._is_closed:
+            raise CaptureError(f"{self.name}: the capture is closed")
+        if len(packet.data) > self.snaplen:
+            raise CaptureError(f"{self.name}: a packet of {len(packet.data)} bytes in a capture with snap length {self.snaplen}")
+        if not 0 <= packet.wirelen <= U32:
+            raise CaptureError(f"{self.name}: a capture cannot hold the length {packet.wirelen}, expected 0 to {U32}")
+        last = _LAST_IN_PCAP if self._interfaces is None else _LAST_IN_PCAPNG
+        if not 0 <= packet.timestamp_ns <= last:
+            raise CaptureError(f"{self.name}: a capture cannot hold the time {packet.timestamp_ns} ns, expected 0 to {last}")
+        self._buffer += self._pcap_record(packet) if self._interfaces is None else self._pcapng_record(packet)
+        if len(self._buffer) >= _BUFFERED:
+            self._write()
+
+    def _pcap_record(self, packet: Packet) -> bytes:
+        if packet.linktype != self.linktype:
+            raise CaptureError(f"{self.name}: a packet of link type {packet.linktype} in a capture of link type {self.linktype}")
+        seconds, nanoseconds = divmod(packet.timestamp_ns, _SECOND)
+        return struct.pack("=4I", seconds, nanoseconds // self._unit, len(packet.data), packet.wirelen) + packet.data
+
+    def _pcapng_record(self, packet: Packet) -> bytes:
+        ticks, caplen = packet.timestamp_ns // self._unit, len(packet.data)
+        length = 32 + caplen + -caplen % 4
+        head = (PACKET, length, self._interface(packet.linktype), ticks >> 32, ticks & U32, caplen, packet.wirelen)
+        return struct.pack("=7I", *head) + packet.data + bytes(-caplen % 4) + struct.pack("=I", length)
+
+    def _interface(self, linktype: int) -> int:
+        assert self._interfaces is not None
+        if linktype not in self._interfaces:
+            self._buffer += Interface(linktype, self.snaplen, _SECOND // self._unit).pack(self.name)
+            self._interfaces[linktype] = len(self._interfaces)
+        return self._interfaces[linktype]
+
+    def flush(self) -> None:
+        """Hand what was written to the system, for whoever reads at the other end."""
+        self._write()
+        self._sink.flush()
+
+    def _write(self) -> None:
+        buffer, self._buffer = self._buffer, bytearray()
+        if buffer:
+            self._sink.write(buffer)
+
+    def close(self) -> None:
+        """Complete the file. Closing twice is fine; writing on is an error."""
+        self._is_closed = True
+        try:
+            self._write()
+            self._sink.close()
+        except CaptureError:
+            self._sink.abandon()
+            raise
+
+    def __exit__(self, exception: type[BaseException] | None, *_: object) -> None:
+        if exception is None:
+            self.close()
+        else:
+            self._is_closed = True
+            self._sink.abandon()
 
 
 def create(
     path: FilePath, *, like: Capture | None = None, linktype: int = 1, snaplen: int = MAXIMUM_SNAPLEN, nanoseconds: bool = False
 ) -> Writer:
-    """Open a pcap file to write; "-" is standard output. A file that exists is replaced.
+    """Open a capture to write; "-" is standard output. A file that exists is replaced, when all is written.
 
-    With `like` it gets the link type, the snap length and the precision of that capture, and must not be the file that
-    this reads. Otherwise `linktype` is a DLT number, `snaplen` in bytes, and times are in microseconds unless told.
+    The name says whether it is pcapng (.pcapng) or pcap, and how it is compressed (.gz, .zst, .lz4). With `like` it gets the link
+    type, the snap length and the precision of that capture, and must not be the file that this reads. Otherwise `linktype` is a
+    DLT number, `snaplen` in bytes, and times are in microseconds unless told.
     """
-    name = "standard output" if path == "-" else printable(os.fspath(path))
-    with _named(name):
-        handle = like._handle if like is not None else open_dead(linktype, snaplen, nanoseconds)
-    # Not cut to nothing yet: first all must be well, and it must not be the input.
-    descriptor = _open(path, name, 1, os.O_WRONLY | os.O_CREAT)
-    file = os.fstat(descriptor)
-    regular = stat.S_ISREG(file.st_mode)
-    if like is not None and regular and os.path.samestat(file, like._file):
-        os.close(descriptor)
-        raise CaptureError(f"{name}: the output is the same file as the input")
-    writer = Writer(handle, descriptor, name)
-    if regular and path != "-":
-        with _named(name):
-            os.ftruncate(descriptor, 0)
-    return writer
-
-
-def _open(path: FilePath, name: str, standard: int, flags: int) -> int:
-    """A descriptor of our own, of a standard stream or a file."""
-    with _named(name):
-        try:
-            return os.dup(standard) if path == "-" else os.open(path, flags, 0o666)
-        except ValueError as error:  # a NUL character in a path
-            raise CaptureError(f"{name}: {error}") from error
-
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Make errors of libpcap and of the system ones that name the file."""
+    inputs: list[os.stat_result] = []
+    if like is not None:
+        header = like.header
+        inputs = [like.stat] if like.stat else []
+    else:
+        header = _header(linktype, snaplen, nanoseconds)
+    sink = open_sink(path, inputs=inputs)
     try:
-        yield
-    except LibpcapError as error:
-        raise CaptureError(f"{name}: {error}") from error
-    except OSError as error:
-        raise CaptureError(f"{name}: {error.strerror}") from error
+        return Writer(sink, header, is_pcapng(path))
+    except BaseException:
+        sink.abandon()
+        raise
+
+
+def _header(linktype: int, snaplen: int, nanoseconds: bool) -> PcapHeader:
+    try:
+        return PcapHeader(linktype, snaplen, nanoseconds)
+    except ValueError as error:
+        raise CaptureError(str(error)) from error

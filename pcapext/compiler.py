@@ -74,10 +74,6 @@ def compile(
     >>> len(compile("mpls and tcp port 80")), len(compile("mpls and tcp port 80", optimize=2))
     (28, 25)
     """
-    if optimize not in (0, 1, 2):
-        raise FilterError(f"optimize is {optimize!r}, expected 0, 1 or 2")
-    if target not in TARGETS:
-        raise FilterError(f"unknown target '{target}', expected {' or '.join(TARGETS)}")
     number = pcap_bridge.linktype_number(linktype)
     settings = _settings(
         tunnel_ports=tunnel_ports,
@@ -87,11 +83,31 @@ def compile(
         extension_headers=extension_headers,
         gtpu_extensions=gtpu_extensions,
     )
+    instructions, made_for, walk = _compile(expression, number, snaplen, netmask, optimize, target, settings)
+    return Program(_checked_length(instructions, walk), number, snaplen, expression, made_for, settings)
+
+
+def compile_to_run(
+    expression: str, linktype: int, *, netmask: int | None = None, optimize: bool | int = True, **settings: Any
+) -> tuple[Instruction, ...]:
+    """The instructions of a filter for the engine: without flow keys, and more of them than a kernel takes if there have to be.
+
+    Arguments and errors are those of `compile`.
+    """
+    return _compile(expression, linktype, MAXIMUM_SNAPLEN, netmask, optimize, "classic", _settings(**settings))[0]
+
+
+def _compile(
+    expression: str, linktype: int, snaplen: int, netmask: int | None, optimize: int, target: str, settings: WalkSettings | None
+) -> tuple[tuple[Instruction, ...], str, WalkSettings | None]:
+    """The instructions, their target, and the settings of the walk if it is among them."""
+    if optimize not in (0, 1, 2):
+        raise FilterError(f"optimize is {optimize!r}, expected 0, 1 or 2")
+    if target not in TARGETS:
+        raise FilterError(f"unknown target '{target}', expected {' or '.join(TARGETS)}")
     if _may_extend(expression):
-        instructions, made_for = _compile_extended(expression, number, snaplen, netmask, optimize, target, settings)
-    else:
-        instructions, made_for = _checked_length(compile_standard(expression, number, snaplen, netmask, optimize)), "classic"
-    return Program(instructions, number, snaplen, expression, made_for, settings)
+        return _compile_extended(expression, linktype, snaplen, netmask, optimize, target, settings)
+    return compile_standard(expression, linktype, snaplen, netmask, optimize), "classic", None
 
 
 def _settings(**given: Any) -> WalkSettings | None:
@@ -122,7 +138,7 @@ def _checked_length(instructions: tuple[Instruction, ...], walk: WalkSettings | 
 
 def _compile_extended(
     expression: str, linktype: int, snaplen: int, netmask: int | None, optimize: int, target: str, settings: WalkSettings | None
-) -> tuple[tuple[Instruction, ...], str]:
+) -> tuple[tuple[Instruction, ...], str, WalkSettings | None]:
     # Imported here: a standard expression needs neither our parser nor our passes.
     from pcapext.assemble import assemble
     from pcapext.cfg import REJECT
@@ -141,7 +157,7 @@ def _compile_extended(
     tree = parse(expression)
     extensions = resolve(expression, tree, netmask=netmask)
     if not extensions:
-        return _checked_length(compile_standard(expression, linktype, snaplen, netmask, optimize)), "classic"
+        return compile_standard(expression, linktype, snaplen, netmask, optimize), "classic", None
     if linktype not in LINK_LAYER_BY_NUMBER:
         names = ", ".join(row.name for row in LINK_LAYERS)
         shown = pcap_bridge.linktype_name(linktype) or linktype
@@ -171,7 +187,7 @@ def _compile_extended(
             # Not left to `optimize`: what `lower` makes is meant for the passes, and too long for any kernel without them.
             lowered = improve(lowered if optimize else gather(lowered))
     walks = lowered is not cfg
-    return _checked_length(assemble(finish(lowered) if optimize or walks else lowered), walk if walks else None), target
+    return assemble(finish(lowered) if optimize or walks else lowered), target, walk if walks else None
 
 
 def lower_program(program: Program) -> tuple[Instruction, ...]:

@@ -78,6 +78,14 @@ class CaptureError(PcapextError):
     """A capture that cannot be read or written; the message names the file."""
 
 
+class CutShortError(CaptureError):
+    """A capture that ends within a record: all before was read."""
+
+
+class CaptureWarning(UserWarning):
+    """Something about a capture that did not keep it from being read: it is cut short."""
+
+
 class LibpcapError(PcapextError):
     """libpcap is missing, or refused a call; the message has its words."""
 

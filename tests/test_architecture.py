@@ -27,7 +27,12 @@ ROWS = (
     "integrations",
     "integrations.*",
     "pcapext",
-    "compiler summary",
+    "summary filtering",
+    # Captures, with filters.
+    "capture workers",
+    "outputs",
+    "selection",
+    "compiler",
     # The passes: one form of an expression or a program to the next.
     "standard",
     "optimize prove",
@@ -46,11 +51,12 @@ ROWS = (
     "names locate",
     "syntax",
     # What runs and shows programs; it knows nothing of expressions.
-    "capture",
+    "records",
     "streams sinks",
     "compression",
     "pcap_handles",
     "machine textforms pcap_bridge engine",
+    "engine.build",
     "dump bpfasm dissect cfg formats _libpcap_cffi",
     # What all speak of.
     "bpf headers",

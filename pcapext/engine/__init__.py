@@ -1,0 +1,78 @@
+"""The engine: programs made ready to run in C, and the C functions that find and write the records of captures.
+
+In:  instructions that load no flow keys (`compiler.lower_program` sees to that).
+Out: a `Matcher`. `ffi` and `lib` are cffi's; engine.h says what each function does.
+
+What a program does is what `pcapext.machine` says. No call holds Python's lock, so that threads run side by side.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pcapext.bpf import U32, Instruction
+from pcapext.errors import PcapextError, ProgramError
+
+try:
+    from pcapext.engine import _engine  # type: ignore[attr-defined]
+except ImportError as error:
+    raise PcapextError(
+        f"the engine of pcapext is not built ({error}); with a C compiler and Python's headers (on Debian: gcc, libc6-dev and "
+        "python3-dev), 'pip install pcapext' or, in its sources, 'pip install -e .' builds it"
+    ) from None
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+ffi: Any = _engine.ffi
+lib: Any = _engine.lib
+
+_STOPPED = "the program was stopped: it jumps backwards and does not end"
+
+#: Memory that is not filled with zeros first.
+allocate = ffi.new_allocator(should_clear_after_alloc=False)
+
+
+class Matcher:
+    """A program in C. `pointer` is the `struct program *`, good as long as the matcher is.
+
+    >>> from pcapext.bpf import LD_B_ABS, RET_A
+    >>> matcher = Matcher((Instruction(LD_B_ABS, k=2), Instruction(RET_A)))
+    >>> matcher.run(bytes([1, 2, 3])), matcher.run(bytes([1, 2]))
+    (3, 0)
+    """
+
+    __slots__ = ("length", "pointer")
+
+    def __init__(self, instructions: Sequence[Instruction]) -> None:
+        octets = b"".join(struct.pack("=HBBI", i.code, i.jt, i.jf, i.k) for i in instructions)
+        fault, index = ffi.new("int *"), ffi.new("uint32_t *")
+        pointer = lib.program_new(ffi.from_buffer("struct instruction[]", octets), len(instructions), fault, index)
+        if not pointer:
+            if fault[0] == lib.FAULT_MEMORY:
+                raise MemoryError
+            raise ProgramError(f"instruction {index[0]}: the engine cannot run it")
+        self.pointer = ffi.gc(pointer, lib.program_free)
+        self.length = len(instructions)
+
+    def run(self, packet: Buffer, wirelen: int | None = None) -> int:
+        """What the program returns for `packet`, any buffer of captured bytes, which had `wirelen` bytes on the wire."""
+        # What is bytes already need not be asked for its buffer, which takes as long as a short program.
+        data = packet if type(packet) is bytes else ffi.from_buffer("uint8_t[]", packet)
+        length = len(data)
+        if length > U32 or (wirelen is not None and not 0 <= wirelen <= U32):
+            raise ValueError(f"wirelen {wirelen} is out of range, expected 0 to {U32}")
+        value: int = lib.program_run(self.pointer, data, length, length if wirelen is None else wirelen)
+        if value < 0:
+            raise ProgramError(_STOPPED)
+        return value
+
+    def count(self, packet: Buffer, wirelen: int | None = None) -> list[int]:
+        """How often each instruction runs for a packet."""
+        data = ffi.from_buffer("uint8_t[]", packet)
+        counts = ffi.new("uint64_t[]", self.length)
+        if lib.program_run_counting(self.pointer, data, len(data), len(data) if wirelen is None else wirelen, counts) < 0:
+            raise ProgramError(_STOPPED)
+        return ffi.unpack(counts, self.length)  # type: ignore[no-any-return]

@@ -102,8 +102,9 @@ enum stop {
 
 /* What a scan found. */
 struct scanned {
-    uint32_t count;  /* records */
-    uint32_t end;    /* where the next record begins */
+    uint32_t count;   /* records */
+    uint32_t packets; /* of them */
+    uint32_t end;     /* where the next record begins */
     int stop;
     uint32_t needed;
 };
@@ -122,10 +123,13 @@ uint32_t guess_pcapng(const struct pcapng_layout *layout, const uint8_t *buffer,
 
 /* ---- program.c once more: records whose packets match ---- */
 
-/* Put the indexes of the records whose packets the program of their interface accepts into `selected`, in order; where there is no
- * program (NULL), all of them. Blocks without a packet are selected if `blocks` is not 0. Returns how many packets were selected, or
- * STOPPED; `*length` is the number of indexes. `counts` is NULL, or for each interface NULL or what program_run_counting adds to. */
-int64_t match_records(const struct program *const *programs, const uint8_t *buffer, const struct record *records, uint32_t count,
+/* What match_records gives where there is no program (NULL) for the interface of a packet. */
+#define NO_PROGRAM (-2)
+
+/* Put the indexes of the records whose packets the program of their interface accepts into `selected`, in order. Blocks without a packet are
+ * selected if `blocks` is not 0. Returns how many packets were selected, and `*length` is the number of indexes. Or STOPPED or
+ * NO_PROGRAM, and `*length` is the index of the record. `counts` is NULL, or what program_run_counting adds to, for each interface. */
+int64_t match_records(struct program *const *programs, const uint8_t *buffer, const struct record *records, uint32_t count,
                       int blocks, uint32_t *selected, uint32_t *length, uint64_t *const *counts);
 
 /* ---- write.c: writing records ---- */

@@ -307,7 +307,7 @@ int64_t program_run_counting(const struct program *program, const uint8_t *packe
     return run(program, packet, caplen, wirelen, limit_of(program), counts);
 }
 
-int64_t match_records(const struct program *const *programs, const uint8_t *buffer, const struct record *records, uint32_t count,
+int64_t match_records(struct program *const *programs, const uint8_t *buffer, const struct record *records, uint32_t count,
                       int blocks, uint32_t *selected, uint32_t *length, uint64_t *const *counts)
 {
     int64_t packets = 0;
@@ -320,18 +320,19 @@ int64_t match_records(const struct program *const *programs, const uint8_t *buff
             continue;
         }
         const struct program *program = programs[record->interface];
-        int64_t value = 1;
-        if (program != NULL) {
-            const uint8_t *packet = buffer + record->data;
-            uint64_t *counted = counts != NULL ? counts[record->interface] : NULL;
-            if (counted != NULL)
-                value = program_run_counting(program, packet, record->caplen, record->wirelen, counted);
-            else if (program->loops)
-                value = run_loops(program, packet, record->caplen, record->wirelen);
-            else
-                value = run(program, packet, record->caplen, record->wirelen, 0, NULL);
-            if (value == STOPPED)
-                return STOPPED;
+        const uint8_t *packet = buffer + record->data;
+        int64_t value;
+        if (program == NULL)
+            value = NO_PROGRAM;
+        else if (counts != NULL)
+            value = program_run_counting(program, packet, record->caplen, record->wirelen, counts[record->interface]);
+        else if (program->loops)
+            value = run_loops(program, packet, record->caplen, record->wirelen);
+        else
+            value = run(program, packet, record->caplen, record->wirelen, 0, NULL);
+        if (value < 0) {
+            *length = index;
+            return value;
         }
         if (value != 0) {
             selected[end++] = index;

@@ -72,6 +72,7 @@ struct scanned scan_pcap(const struct pcap_layout *layout, const uint8_t *buffer
         };
         scanned.end = start + layout->header + caplen;
     }
+    scanned.packets = scanned.count;
     return scanned;
 }
 
@@ -205,6 +206,7 @@ struct scanned scan_pcapng(const struct pcapng_layout *layout, const uint8_t *bu
             scanned.stop = STOP_SECTION;
         }
         scanned.count++;
+        scanned.packets += record->interface != NOT_A_PACKET;
         scanned.end = record->end;
         if (scanned.stop != STOP_END)
             break;

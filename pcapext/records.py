@@ -1,0 +1,322 @@
+"""Captures, read in chunks of about a megabyte: the records in a chunk are found and described in C.
+
+In:  a `Stream`.
+Out: `Portion`s: records one after the other, each in the memory of a `Chunk`.
+
+A capture is an `Input`. Its records are read in two ways: from the first to the last (`read`), whatever the stream is; or, in a
+regular file, from any place on (`read_region`), so that several threads can read one file. Where nobody knows yet
+that a record begins, its begin is guessed, and the caller sees to it that the record before ends there.
+
+What was found before a fault is always given first; then the `fault` of the portion is what to raise.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pcapext.engine import allocate, ffi, lib
+from pcapext.errors import CaptureError, CutShortError
+from pcapext.formats import (
+    NATIVE,
+    PCAP_HEADER,
+    PCAPNG_MAGIC,
+    Interface,
+    PcapHeader,
+    check_section,
+    damage,
+    longest_packet,
+)
+from pcapext.streams import Stream, open_stream
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    #: Where a capture is: a path, "-" for standard input, or a buffer with the bytes of a file.
+    Origin = str | os.PathLike[str] | Buffer
+
+#: Bytes of a capture that are worked on at once: few enough for a cache, so many that Python's part in it is small.
+CHUNK = 1 << 20
+#: Bytes to read beyond a region, for its last record.
+_MARGIN = 1 << 12
+#: Blocks are no longer than this, but those of packets of the largest link types (libpcap sf-pcapng.c, INITIAL_MAX_BLOCKSIZE).
+_LARGEST_BLOCK = 16 << 20
+_SMALLEST_RECORD = 12
+
+
+class Chunk:
+    """Memory for a piece of a capture and for the descriptions of its records. Used again and again, by one thread.
+
+    `base` is the place in the capture of the first byte, `filled` how many there are.
+    """
+
+    def __init__(self, size: int = CHUNK) -> None:
+        self.capacity = size // _SMALLEST_RECORD + 1
+        self.records = allocate("struct record[]", self.capacity)
+        self.base = self.filled = 0
+        self._set_size(size)
+
+    def _set_size(self, size: int) -> None:
+        self.size = size
+        self.buffer = allocate("uint8_t[]", size)
+        self.view = memoryview(ffi.buffer(self.buffer)).cast("B")
+
+    def begin(self, base: int, octets: bytes = b"") -> None:
+        """Start anew, at the place `base` of the capture, with some bytes of it."""
+        self.base, self.filled = base, 0
+        self.reserve(len(octets))
+        self.view[: len(octets)] = octets
+        self.filled = len(octets)
+
+    def reserve(self, size: int) -> None:
+        """Have room for so many bytes; what is there stays."""
+        if size > self.size:
+            old, filled = self.view, self.filled
+            self._set_size(size)
+            self.view[:filled] = old[:filled]
+
+    def room(self) -> memoryview:
+        """The memory that is not filled. There always is some."""
+        if self.filled == self.size:
+            self.reserve(2 * self.size)
+        return self.view[self.filled :]
+
+
+class Layout(Protocol):
+    """What must be known to find records: the header of a pcap file, or sections and interfaces so far of a pcapng file.
+
+    It never changes; behind a section or an interface there is another one.
+    """
+
+    interfaces: tuple[Interface, ...]
+    #: `struct clock[]`, one for each interface.
+    clocks: Any
+    #: The header of the pcap file; None in a pcapng file.
+    header: PcapHeader | None
+    #: Bytes of a block at most.
+    largest: int
+
+    def scan(self, chunk: Chunk, start: int, before: int, first: int) -> Any:
+        """Describe the records that begin in [start, before), from `chunk.records[first]` on: a `struct scanned`."""
+
+    def guess(self, chunk: Chunk, before: int) -> int | None:
+        """The first place before `before` where a record seems to begin."""
+
+
+class PcapLayout:
+    def __init__(self, header: PcapHeader) -> None:
+        self.header: PcapHeader | None = header
+        self.interfaces: tuple[Interface, ...] = (Interface(header.linktype, header.snaplen),)
+        self.clocks = ffi.new("struct clock[]", [(0, 1 if header.nanoseconds else 1000, 0)])
+        longest = self.largest = min(header.snaplen, longest_packet(header.linktype))
+        self._layout = ffi.new("struct pcap_layout *", (header.byteorder != NATIVE, header.lengths, header.record_header, longest))
+
+    def scan(self, chunk: Chunk, start: int, before: int, first: int) -> Any:
+        return lib.scan_pcap(self._layout, chunk.buffer, start, before, chunk.filled, chunk.records + first, chunk.capacity - first)
+
+    def guess(self, chunk: Chunk, before: int) -> int | None:
+        place: int = lib.guess_pcap(self._layout, chunk.buffer, 0, before, chunk.filled)
+        return place if place != lib.NOWHERE else None
+
+
+class PcapngLayout:
+    header: PcapHeader | None = None
+
+    def __init__(self, byteorder: str = NATIVE, interfaces: tuple[Interface, ...] = ()) -> None:
+        self.byteorder = byteorder
+        self.interfaces: tuple[Interface, ...] = interfaces
+        self.clocks = ffi.new("struct clock[]", [(each.resolution, 0, each.offset) for each in interfaces] or 1)
+        longest = [min(each.snaplen, longest_packet(each.linktype)) for each in interfaces]
+        self._longest = ffi.new("uint32_t[]", longest or 1)
+        self.largest = max([_LARGEST_BLOCK, *(2 * each for each in longest)])
+        self._layout = ffi.new("struct pcapng_layout *", (byteorder != NATIVE, len(interfaces), self._longest, self.largest))
+
+    def scan(self, chunk: Chunk, start: int, before: int, first: int) -> Any:
+        return lib.scan_pcapng(self._layout, chunk.buffer, start, before, chunk.filled, chunk.records + first, chunk.capacity - first)
+
+    def guess(self, chunk: Chunk, before: int) -> int | None:
+        place: int = lib.guess_pcapng(self._layout, chunk.buffer, 0, before, chunk.filled)
+        return place if place != lib.NOWHERE else None
+
+    def after(self, block: bytes, name: str, offset: int) -> PcapngLayout:
+        """The layout behind a section header or an interface description."""
+        if block.startswith(PCAPNG_MAGIC):
+            return PcapngLayout(check_section(block, name, offset))
+        return PcapngLayout(self.byteorder, (*self.interfaces, Interface.read(block, self.byteorder, name, offset)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Records in a row that one layout describes: `count` of `chunk.records` from `first` on."""
+
+    chunk: Chunk
+    layout: Layout
+    first: int
+    count: int
+
+    @property
+    def records(self) -> Any:
+        """The first of them, a `struct record *`."""
+        return self.chunk.records + self.first
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Portion:
+    """Records of a capture, from the place `start` up to `end`.
+
+    `before` and `after` are the layouts there. `fault` is what keeps the next record from being read, if it is not merely not all
+    there: then `needed` bytes of it would be. `packets` are how many of the records are packets.
+    """
+
+    batches: tuple[Batch, ...]
+    start: int
+    end: int
+    before: Layout
+    after: Layout
+    fault: CaptureError | None = None
+    needed: int = 0
+    packets: int = 0
+
+
+class Input:
+    """A capture being read. `offset` is the place of the next record, `layout` what was learned before it; both are the caller's
+    to set who reads regions."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.name = stream.name
+        head = _read_head(stream)
+        self.layout: Layout
+        if head.startswith(PCAPNG_MAGIC):
+            self.layout, self.offset, self._carry = PcapngLayout(), 0, head
+        else:
+            if not head:
+                raise damage(self.name, 0, "the file is empty")
+            self.layout, self.offset, self._carry = PcapLayout(PcapHeader.read(head, self.name)), PCAP_HEADER, b""
+
+    @property
+    def is_pcapng(self) -> bool:
+        return self.layout.header is None
+
+    def read(self, chunk: Chunk) -> Portion | None:
+        """The next records; None at the end. A last record that is cut short is a fault."""
+        chunk.begin(self.offset, self._carry)
+        while True:
+            portion = self._scan(chunk, 0, chunk.filled, self.layout)
+            if portion.batches or portion.fault:
+                break
+            count = self.stream.readinto(chunk.room())
+            if count == 0:
+                if chunk.filled == 0:
+                    return None
+                portion = replace(portion, fault=self.cut_short(portion), needed=0)
+                break
+            chunk.filled += count
+        self._carry = bytes(chunk.view[portion.end - chunk.base : chunk.filled])
+        self.offset, self.layout = portion.end, portion.after
+        return portion
+
+    def cut_short(self, portion: Portion) -> CutShortError:
+        """The fault that the file ends within the record behind a portion."""
+        return CutShortError(f"{self.name}: byte {portion.end}: the file ends within a record of {portion.needed} bytes or more")
+
+    def read_region(self, chunk: Chunk, start: int, end: int, layout: Layout | None = None) -> Portion | None:
+        """The records that begin in [start, end) of a regular file. Without a `layout`, the one of the input holds, and
+        whether a record begins at `start` is not known: None if no begin of one can be guessed."""
+        chunk.begin(start)
+        at_end = not self._fill(chunk, end - start + _MARGIN)
+        at = 0
+        if layout is None:
+            layout = self.layout
+            guess = layout.guess(chunk, min(end - start, chunk.filled))
+            if guess is None:
+                return None
+            at = guess
+        while True:
+            portion = self._scan(chunk, at, min(end - start, chunk.filled) if at_end else end - start, layout)
+            if not portion.needed or at_end:
+                return portion
+            # Once more, with all of the last record.
+            at_end = not self._fill(chunk, portion.end - start + portion.needed)
+
+    def _fill(self, chunk: Chunk, size: int) -> bool:
+        """Have so many bytes of a regular file in the chunk; whether there are as many."""
+        assert self.stream.descriptor is not None
+        # What a damaged file says may be more than it has.
+        size = min(size, max(chunk.size, os.fstat(self.stream.descriptor).st_size - chunk.base))
+        chunk.reserve(size)
+        try:
+            while chunk.filled < size:
+                view = chunk.view[chunk.filled : size]
+                count = os.preadv(self.stream.descriptor, [view], chunk.base + chunk.filled)
+                if count == 0:
+                    return False
+                chunk.filled += count
+        except OSError as error:
+            raise CaptureError(f"{self.name}: {error.strerror}") from error
+        return True
+
+    def _scan(self, chunk: Chunk, at: int, before: int, layout: Layout) -> Portion:
+        """What the chunk holds from `at` to `before`, places in it."""
+        start, begin, first, packets = chunk.base + at, layout, 0, 0
+        batches: list[Batch] = []
+        fault: CaptureError | None = None
+        while True:
+            scanned = layout.scan(chunk, at, before, first)
+            at, count = scanned.end, scanned.count
+            if scanned.stop == lib.STOP_SECTION:
+                place = chunk.records[first + count - 1].start
+                assert isinstance(layout, PcapngLayout)
+                try:
+                    following = layout.after(bytes(chunk.view[place:at]), self.name, chunk.base + place)
+                except CaptureError as error:
+                    following, at, count, fault = layout, place, count - 1, error
+            elif scanned.stop not in _NO_FAULTS:
+                fault = damage(self.name, chunk.base + at, _words(scanned, layout))
+            if count:
+                batches.append(Batch(chunk, layout, first, count))
+                first += count
+                packets += scanned.packets
+            if scanned.stop != lib.STOP_SECTION or fault:
+                needed = scanned.needed if scanned.stop == lib.STOP_PARTIAL else 0
+                return Portion(tuple(batches), start, chunk.base + at, begin, layout, fault, needed, packets)
+            layout = following
+
+
+def open_input(origin: Origin, *, follow: bool = False, stop: int | None = None) -> Input:
+    """Open a capture: a path, "-" for standard input, or a buffer that holds one. `follow` and `stop` are those of `open_stream`."""
+    stream = open_stream(origin, follow=follow, stop=stop)
+    try:
+        return Input(stream)
+    except BaseException:
+        stream.close()
+        raise
+
+
+_NO_FAULTS = (lib.STOP_END, lib.STOP_FULL, lib.STOP_PARTIAL)
+
+
+def _words(scanned: Any, layout: Layout) -> str:
+    """What is wrong with the record that a scan stopped at."""
+    number = scanned.needed
+    match scanned.stop:
+        case lib.STOP_TOO_LONG:
+            return f"a record of a packet with {number} bytes, more than the snap length allows"
+        case lib.STOP_BLOCK:
+            return f"a block of {number} bytes, expected a multiple of 4 from {_SMALLEST_RECORD} to {layout.largest}"
+        case lib.STOP_TRAILER:
+            return f"a block that gives its length as {number} at its end, and as another at its begin"
+        case lib.STOP_MAGIC:
+            return f"a section whose byte order cannot be told: {number:#010x}"
+        case lib.STOP_OVERRUN:
+            return f"a packet of {number} bytes in a block that is shorter"
+    return f"a packet of interface {number}, of which the section has not told"
+
+
+def _read_head(stream: Stream) -> bytes:
+    """The first 24 bytes, or all there are."""
+    view, have = memoryview(bytearray(PCAP_HEADER)), 0
+    while have < PCAP_HEADER and (count := stream.readinto(view[have:])):
+        have += count
+    return bytes(view[:have])

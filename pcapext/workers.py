@@ -1,0 +1,357 @@
+"""Workers: captures read, filtered and written, by as many threads as there are processors.
+
+In:  captures, and for each output a filter.
+Out: the outputs; how many packets there were, and how many were selected.
+
+Workers take *jobs*, the next pieces of the inputs. A worker reads its piece, finds the records in it and asks the filters, all beside the
+other workers; then it waits until it is its turn, and writes what was selected. So the outputs have the order of the inputs.
+
+A piece of a regular file is a region: its worker guesses where the first record begins, and when its turn comes the job before
+has told it. Where the guess was wrong, the region is read once more. From other inputs (pipes, compressed files) one worker
+at a time reads; only what comes behind is done side by side.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pcapext.errors import CutShortError
+from pcapext.outputs import Counting
+from pcapext.records import CHUNK, Chunk, Input, Layout, Portion, open_input
+from pcapext.selection import Filter, Selected, Selector
+
+if TYPE_CHECKING:
+    from pcapext.records import Origin
+
+#: Workers unless told: from a few on, reading is as fast as memory.
+_MOST_WORKERS = 4
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """A filter and where its packets go; no more of them than `limit`, if there is one. `matching` is how many there were."""
+
+    filter: Filter
+    output: Counting
+    limit: int | None = None
+    matching: int = 0
+
+    @property
+    def is_full(self) -> bool:
+        return self.limit is not None and self.matching >= self.limit
+
+
+class _Source:
+    """An input, and how far the jobs have got with it."""
+
+    def __init__(self, input: Input, follow: bool) -> None:
+        self.input = input
+        self.size = input.stream.size if input.stream.descriptor is not None and not follow else None
+        #: Where the next region begins, and how many jobs are not settled.
+        self.next = input.offset
+        self.under_way = 0
+        self.is_begun = self.is_taken = False
+
+    @property
+    def done(self) -> int:
+        """Bytes of the file that are done with."""
+        return self.input.stream.position if self.size is None else self.input.offset
+
+
+class _Job:
+    """A piece of a source. `number` says when it is its turn."""
+
+    def __init__(self, number: int, source: _Source | None, portion: Portion | None = None, error: BaseException | None = None) -> None:
+        self.number = number
+        self.source = source
+        self.portion = portion
+        #: What to raise when it is its turn.
+        self.error = error
+        #: What each task selected of the portion.
+        self.selected: list[list[Selected]] = []
+
+
+class _Region(_Job):
+    """The records that begin in [start, end) of a regular file. Of the `last` one, to the end of the file, which may have grown.
+
+    Where `is_exact`, a record is known to begin at `start`.
+    """
+
+    def __init__(self, number: int, source: _Source, start: int, end: int, is_exact: bool, is_last: bool) -> None:
+        super().__init__(number, source)
+        self.start = start
+        self.end = end
+        self.is_exact = is_exact
+        self.is_last = is_last
+
+
+class Run(AbstractContextManager["Run"]):
+    """The work of filtering captures, `origins`, one after the other. To be given `tasks`, then to `run` once.
+
+    `packets`, `cut_short` and each task's `matching` tell what came of it.
+    """
+
+    def __init__(self, origins: Iterable[Origin], *, workers: int | None = None, follow: bool = False) -> None:
+        self.tasks: list[Task] = []
+        self.packets = 0
+        self.cut_short: list[CutShortError] = []
+        self._origins: list[Origin | Input] = list(origins)
+        self._workers = workers or min(usable_processors(), _MOST_WORKERS)
+        self._follow = follow
+        # Held by who takes a job; by who looks whose turn it is.
+        self._taking, self._turn = threading.Lock(), threading.Condition()
+        self._taken = self._settled = 0
+        self._current: _Source | None = None
+        self._opened: list[Input] = []
+        self._error: BaseException | None = None
+        self._stopping = False
+        self._done_before = 0
+        self._wake_reader, self._wake = os.pipe()
+
+    def first_layout(self) -> Layout:
+        """How the first capture begins."""
+        self._origins[0] = first = self._open(self._origins[0])
+        return first.layout
+
+    def layouts(self) -> list[Layout]:
+        """How each capture begins. What cannot be opened again stays open."""
+        found = []
+        for index, origin in enumerate(self._origins):
+            input = self._open(origin)
+            found.append(input.layout)
+            if isinstance(origin, Input) or input.stream.stat is None or not stat.S_ISREG(input.stream.stat.st_mode) or origin == "-":
+                self._origins[index] = input
+            else:
+                self._close(input)
+        return found
+
+    @property
+    def has_several(self) -> bool:
+        return len(self._origins) > 1
+
+    def files(self) -> list[os.stat_result]:
+        """What the system says of the captures that are files: no output may be one of them."""
+        found = []
+        for origin in self._origins:
+            if isinstance(origin, Input):
+                found += [origin.stream.stat] if origin.stream.stat else []
+            elif isinstance(origin, str | os.PathLike):
+                with suppress(OSError, ValueError):  # it will be told when it is opened
+                    found.append(os.fstat(0) if origin == "-" else os.stat(origin))
+        return found
+
+    def _open(self, origin: Origin | Input) -> Input:
+        if isinstance(origin, Input):
+            return origin
+        input = open_input(origin, follow=self._follow, stop=self._wake_reader)
+        self._opened.append(input)
+        return input
+
+    def _close(self, input: Input) -> None:
+        self._opened.remove(input)
+        input.stream.close()
+
+    def run(self, watch: Callable[[int], None] | None = None) -> bool:
+        """Do it; False if an interrupt (SIGINT) ended it early. Outputs are complete then too, as far as they go.
+
+        `watch` is called now and then, with the bytes of the captures that are done with. Raises what went wrong; the outputs do not
+        look complete then.
+        """
+        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._workers)]
+        for thread in threads:
+            thread.start()
+        whole = self._wait(threads, watch)
+        if self._error:
+            raise self._error
+        for task in self.tasks:
+            task.filter.check()
+        for task in self.tasks:
+            task.output.close()
+        return whole
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of everything; outputs that are not complete are not to look so."""
+        for task in self.tasks:
+            task.output.abandon()
+        for input in self._opened:
+            input.stream.close()
+        os.close(self._wake)
+        os.close(self._wake_reader)
+
+    def _wait(self, threads: Sequence[threading.Thread], watch: Callable[[int], None] | None) -> bool:
+        try:
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(_WATCH)
+                    if watch:
+                        source = self._current
+                        watch(self._done_before + (source.done if source else 0))
+            return True
+        except KeyboardInterrupt:
+            self.stop()
+            for thread in threads:
+                thread.join()
+            return False
+
+    def stop(self) -> None:
+        """Take no further job, and wait for no input."""
+        self._stopping = True
+        os.write(self._wake, b"\0")
+
+    # --- what a worker does
+
+    def _work(self) -> None:
+        try:
+            chunk = Chunk()
+            selectors = [Selector(task.filter, task.output.blocks) for task in self.tasks]
+            while job := self._take(chunk):
+                try:
+                    self._read(job, chunk, selectors)
+                except BaseException as error:
+                    job.error = error
+                self._await_turn(job, chunk, selectors)
+        except BaseException as error:  # so that no bug makes others wait forever
+            self._fail(error)
+
+    def _take(self, chunk: Chunk) -> _Job | None:
+        """The next job, if there is one. What is no region is read here, by one worker at a time."""
+        with self._taking:
+            try:
+                while not self._stopping:
+                    if self._current is None:
+                        if not self._origins:
+                            break
+                        self._current = _Source(self._open(self._origins.pop(0)), self._follow)
+                    job = self._take_region(self._current) if self._current.size is not None else self._take_portion(self._current, chunk)
+                    if job:
+                        return job
+                    self._current = None
+            except BaseException as error:
+                self._current, self._origins = None, []
+                self._taken += 1
+                return _Job(self._taken, None, error=error)
+        return None
+
+    def _take_region(self, source: _Source) -> _Job | None:
+        if source.is_taken:
+            return None
+        assert source.size is not None
+        self._taken += 1
+        # When nothing is under way, all before is settled.
+        is_exact = source.under_way == 0
+        start = source.input.offset if is_exact else source.next
+        end = max(start, min(source.next + CHUNK, source.size))
+        source.next, source.is_taken = end, end >= source.size
+        source.under_way += 1
+        return _Region(self._taken, source, start, end, is_exact, source.is_taken)
+
+    def _take_portion(self, source: _Source, chunk: Chunk) -> _Job | None:
+        portion = None if source.is_taken else source.input.read(chunk)
+        if portion is None:
+            self._done_before += source.done
+            self._close(source.input)
+            return None
+        source.is_taken = portion.fault is not None
+        self._taken += 1
+        return _Job(self._taken, source, portion)
+
+    def _read(self, job: _Job, chunk: Chunk, selectors: Sequence[Selector]) -> None:
+        """What can be done before it is the job's turn."""
+        if isinstance(job, _Region):
+            assert job.source
+            input = job.source.input
+            job.portion = input.read_region(chunk, job.start, job.end, input.layout if job.is_exact else None)
+        if job.portion:
+            job.selected = self._select(job.portion, selectors)
+
+    @staticmethod
+    def _select(portion: Portion, selectors: Sequence[Selector]) -> list[list[Selected]]:
+        return [[selector.select(batch) for batch in portion.batches] for selector in selectors]
+
+    def _await_turn(self, job: _Job, chunk: Chunk, selectors: Sequence[Selector]) -> None:
+        with self._turn:
+            self._turn.wait_for(lambda: self._settled == job.number - 1 or self._error)
+        if self._error:
+            return
+        self._settle(job, chunk, selectors)
+        with self._turn:
+            self._settled = job.number
+            self._turn.notify_all()
+
+    def _fail(self, error: BaseException) -> None:
+        with self._turn:
+            self._error = self._error or error
+            self._stopping = True
+            self._turn.notify_all()
+        with suppress(OSError):
+            os.write(self._wake, b"\0")
+
+    # --- what a worker does when it is its turn: nobody else does any of this then
+
+    def _settle(self, job: _Job, chunk: Chunk, selectors: Sequence[Selector]) -> None:
+        source = job.source
+        if job.error or not source:
+            raise job.error or AssertionError
+        if not source.is_begun:
+            source.is_begun = True
+            for task in self.tasks:
+                task.output.begin(source.input)
+        if isinstance(job, _Region):
+            self._settle_region(job, source, chunk, selectors)
+        elif job.portion:
+            self._write(source, job.portion, job.selected)
+        for task in self.tasks:
+            task.output.flush()
+
+    def _settle_region(self, job: _Region, source: _Source, chunk: Chunk, selectors: Sequence[Selector]) -> None:
+        input, portion = source.input, job.portion
+        if portion and (portion.start, portion.before) == (input.offset, input.layout):
+            input.offset, input.layout = portion.end, portion.after
+            self._write(source, portion, job.selected)
+        # What the guess missed, and what a chunk could not hold. The last region goes on to the end.
+        while (input.offset < job.end or job.is_last) and not self._stopping:
+            portion = input.read_region(chunk, input.offset, max(job.end, input.offset + CHUNK) if job.is_last else job.end, input.layout)
+            assert portion
+            if portion.start == portion.end and not portion.fault:
+                if portion.needed and job.is_last:
+                    self.cut_short.append(input.cut_short(portion))
+                break
+            input.offset, input.layout = portion.end, portion.after
+            self._write(source, portion, self._select(portion, selectors))
+        source.under_way -= 1
+        if job.is_last:
+            self._done_before += source.done
+            self._close(input)
+
+    def _write(self, source: _Source, portion: Portion, selected: Sequence[Sequence[Selected]]) -> None:
+        self.packets += portion.packets
+        for task, batches in zip(self.tasks, selected, strict=True):
+            for batch in batches:
+                if task.is_full:
+                    break
+                if task.limit is not None:
+                    batch = batch.first(task.limit - task.matching)
+                task.matching += batch.packets
+                task.output.write(source.input, batch)
+        if all(task.is_full for task in self.tasks):
+            self.stop()
+        if isinstance(portion.fault, CutShortError):
+            if not self._stopping:  # else it is we who do not read on
+                self.cut_short.append(portion.fault)
+        elif portion.fault:
+            raise portion.fault
+
+
+#: Seconds between two calls of `watch`.
+_WATCH = 0.2
+
+
+def usable_processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
