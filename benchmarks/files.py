@@ -18,6 +18,8 @@ from typing import Any
 import pcapext
 from benchmarks import EXTENDED, LINKTYPE, PCAPEXT, PLAIN, PYTHON, SNAPLEN, Contestants, medians, process, race, reporting
 from benchmarks.captures import FOLDER, GROWING, HALF, MILLION, PLAIN_MIX, SMALL, TUNNELS_MIX, Capture
+from pcapext.capture import open_offline
+from pcapext.filtering import count
 from pcapext.pcap_bridge import libpcap
 
 ONE_CORE = ("taskset", "-c", "0")
@@ -176,8 +178,8 @@ def count_in_python() -> Contestants:
             return sum(map(by_scapy, reader))
 
     return {
-        "pcapext.open_offline, with a filter": lambda: sum(1 for _ in pcapext.open_offline(file, filter=PLAIN)),
-        "pcapext.count": lambda: pcapext.count(file, PLAIN),
+        "pcapext.open_offline, with a filter": lambda: sum(1 for _ in open_offline(file, filter=PLAIN)),
+        "pcapext.count": lambda: count(file, PLAIN),
         "pcapy-ng, setfilter": count_with_pcapy,
         "cypcap, setfilter": count_with_cypcap,
         "dpkt, ports in Python": count_with_dpkt,
