@@ -64,15 +64,18 @@ class Sink(AbstractContextManager["Sink"]):
             if self._fault:  # The file lacks what was not written then.
                 raise self._fault
             if self._encoder:
-                self._write(self._encoder.finish())
+                encoder, self._encoder = self._encoder, None
+                self._write(encoder.finish())
             with naming(self.name):
                 # Some file systems, such as NFS, tell only at a close that the disk is full. The file itself stays open: that
                 # keeps its lock.
                 os.close(os.dup(self._file))
                 if self._becomes:
                     os.rename(_part(self._becomes), self._becomes)
-        finally:
-            self._close()
+        except BaseException:
+            self.abandon()
+            raise
+        self._close()
 
     def abandon(self) -> None:
         """Leave what was written as OUT.part, if it was anything. A pipe gets no more."""
@@ -80,7 +83,7 @@ class Sink(AbstractContextManager["Sink"]):
             return
         try:
             if self._becomes:
-                if self._encoder and self._begun:
+                if self._encoder and self._begun and not self._fault:
                     with suppress(CaptureError):
                         self._write(self._encoder.finish())
                 with suppress(OSError):
@@ -90,12 +93,15 @@ class Sink(AbstractContextManager["Sink"]):
             self._close()
 
     def _close(self) -> None:
-        self.descriptor = self._encoder = None
+        self.descriptor = None
+        self._encoder = None
         # A number that is no file's, so that nothing is written to what gets the number next.
         file, self._file = self._file, -1
         os.close(file)
 
     def _write(self, data: Buffer) -> None:
+        if self._file < 0:
+            raise CaptureError(f"{self.name}: it is closed")
         view = memoryview(data).cast("B")
         try:
             with naming(self.name):
@@ -200,7 +206,7 @@ def _own_descriptor(path: str | os.PathLike[str]) -> int | None:
     own = os.path.realpath(_DESCRIPTORS)
     for _ in range(40):  # as many links as Linux follows
         folder, base = os.path.split(path)
-        if os.path.realpath(folder) == own and base.isdecimal():
+        if os.path.realpath(folder) == own and base.isdecimal() and len(base) < 10:
             return int(base)
         if not os.path.islink(path):
             return None

@@ -83,6 +83,12 @@ class _CompressedStream(Stream):
         self._output = memoryview(b"")  # decoded and not given
         self._fault: CaptureError | None = None
 
+    def close(self) -> None:
+        super().close()
+        self._decoder = None
+        self._input = self._input[:0]
+        self._output = memoryview(b"")
+
     def readinto(self, view: memoryview) -> int:
         if not self._output:
             if self._fault:
@@ -235,6 +241,8 @@ class _File:
             self.descriptor = self._file
 
     def read(self, view: memoryview) -> int:
+        if self._file < 0:
+            raise CaptureError(f"{self.name}: it is closed")
         with naming(self.name):
             if self._regular:
                 return self._read_regular(view)

@@ -92,7 +92,7 @@ def test_file(path: Path, old: bytes | None) -> None:
     assert names(path.parent) == [path.name]
     sink.close()
     sink.abandon()
-    assert error(lambda: sink.write(b"x")) == f"{path}: Bad file descriptor"
+    assert error(lambda: sink.write(b"x")) == f"{path}: it is closed"
 
 
 def test_nothing(path: Path) -> None:
@@ -285,6 +285,7 @@ def test_descriptor_of_a_file(tmp_path: Path) -> None:
 
 def test_no_such_descriptor() -> None:
     assert error(lambda: open_sink("/dev/fd/987")) == "/dev/fd/987: Bad file descriptor"
+    assert error(lambda: open_sink("/dev/fd/9876543210")) == "/dev/fd/9876543210.part: No such file or directory"
 
 
 @pytest.mark.parametrize("name", ["-", "/dev/stdout"])
@@ -342,13 +343,12 @@ def test_nonblocking(pipe: tuple[int, int]) -> None:
 # --- what cannot be written
 
 
-@pytest.mark.usefixtures("path")
 def test_errors(tmp_path: Path) -> None:
     assert error(lambda: open_sink(tmp_path)) == f"{tmp_path}: Is a directory"
     assert error(lambda: open_sink(tmp_path / "no" / "such\n")) == f"{tmp_path}/no/such .part: No such file or directory"
     assert error(lambda: open_sink(f"{tmp_path}/new/")) == f"{tmp_path}/new/: No such file or directory"
     assert error(lambda: open_sink("")) == ": No such file or directory"
-    assert error(lambda: open_sink("a\0b")) == "a?b: embedded null byte"
+    assert error(lambda: open_sink("a\0b")).startswith("a?b: ")
     assert error(lambda: open_sink(tmp_path / ("x" * 255))).endswith("x.part: File name too long")
     (tmp_path / "loop").symlink_to("loop")
     assert error(lambda: open_sink(tmp_path / "loop")) == f"{tmp_path}/loop: Too many levels of symbolic links"
@@ -451,7 +451,8 @@ def test_what_failed_does_not_become_complete(tmp_path: Path, limit: int) -> Non
     assert sink.descriptor is not None
     os.ftruncate(sink.descriptor, 0)
     assert error(sink.close) == f"{path}: File too large"
-    assert names(tmp_path) == ["out.part"]
+    # There was nothing left of it.
+    assert names(tmp_path) == []
 
 
 #: Run where 64 KB are all there is.

@@ -159,7 +159,10 @@ def test_closing(path: Path) -> None:
         some(stream, 2)
     stream.close()
     assert stream.descriptor is None
-    assert "Bad file descriptor" in error(lambda: some(stream))
+    assert error(lambda: some(stream)) == f"{path}: it is closed"
+    stream = open_stream("/dev/null")
+    stream.close()
+    assert error(lambda: some(stream)) == "/dev/null: it is closed"
     with open_stream(DATA) as stream:
         pass
     assert error(lambda: some(stream)) == "the buffer: it is closed"
@@ -170,6 +173,7 @@ def test_closing_with_the_rest_unread(path: Path, compression: str) -> None:
     path.write_bytes(packed(compression, DATA))
     with open_stream(path) as stream:
         some(stream, 2)
+    assert error(lambda: some(stream)) == f"{path}: it is closed"
 
 
 # --- what cannot be read
@@ -179,7 +183,7 @@ def test_errors(path: Path) -> None:
     assert error(lambda: open_stream(path.with_name("no\nsuch"))) == f"{path.parent}/no such: No such file or directory"
     assert error(lambda: open_stream(path.parent)) == f"{path.parent}: Is a directory"
     assert error(lambda: open_stream(path / "in")) == f"{path}/in: Not a directory"
-    assert error(lambda: open_stream("a\0b")) == "a?b: embedded null byte"
+    assert error(lambda: open_stream("a\0b")).startswith("a?b: ")
     assert error(lambda: open_stream("")) == ": No such file or directory"
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path.with_name("socket")))
