@@ -5,8 +5,8 @@
 #   PYTHON=python3.12 ./setup.sh    from another Python (read only while there is no .venv)
 #
 # On Debian and its relatives it also installs what the tests and the capture libraries need: a C compiler, libpcap's
-# headers, tcpdump, tshark, iproute2, and netbase for names like `port http`. Elsewhere it says what is missing. pcapext
-# runs without them.
+# headers, tcpdump, tshark, iproute2, zstd, lz4, and netbase for names like `port http`. Elsewhere it says what is missing.
+# pcapext runs without them.
 set -eu
 cd "$(dirname "$0")"
 PATH=$PATH:/usr/sbin:/sbin # where ip and tcpdump may be, and a user's PATH may not look
@@ -30,6 +30,8 @@ missing() {
     command -v tcpdump >/dev/null || echo tcpdump
     command -v tshark >/dev/null || echo tshark
     command -v ip >/dev/null || echo iproute2
+    command -v zstd >/dev/null || echo zstd
+    command -v lz4 >/dev/null || echo lz4
     # The names of ports and protocols.
     [ -e /etc/services ] && [ -e /etc/protocols ] || echo netbase
     # Debian's Python comes without what makes an environment with pip in it.

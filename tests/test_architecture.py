@@ -47,6 +47,8 @@ ROWS = (
     "syntax",
     # What runs and shows programs; it knows nothing of expressions.
     "capture",
+    "streams sinks",
+    "compression",
     "pcap_handles",
     "machine textforms pcap_bridge engine",
     "dump bpfasm dissect cfg formats _libpcap_cffi",
