@@ -2,7 +2,7 @@
 
 In:  packets with times in nanoseconds, or the bytes of a file.
 Out: `File`: the bytes, the packets that must be read from them, and where each record or block begins.
-     `Reading`: the packets in a file, and where and why reading stopped.
+     `Reading`: the packets in a file, and where and why reading stopped. Beside it, the packets that tshark finds.
 
 It shares nothing with pcapext: every number here is written down once more, from draft-ietf-opsawg-pcap (the header and the records),
 draft-ietf-opsawg-pcapng (sections 3 and 4) and, for what these leave open, from libpcap's sf-pcap.c and sf-pcapng.c.
@@ -10,10 +10,13 @@ draft-ietf-opsawg-pcapng (sections 3 and 4) and, for what these leave open, from
 
 from __future__ import annotations
 
+import json
 import struct
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
@@ -593,3 +596,25 @@ def _interface(body: bytes, order: str) -> tuple[int, int, int, int]:
         raise ValueError("resolution")
     (offset,) = struct.unpack(f"{order}q", options.get(TSOFFSET, bytes(8)))
     return linktype, _limit(snaplen, linktype), resolution, offset
+
+
+# ---- What tshark reads ----
+
+#: What Wireshark calls link types (wiretap/wtap.h).
+_ENCAPSULATIONS = {"1": 1, "7": 12, "25": 113, "210": 276}
+
+
+def by_tshark(path: Path, displayed: str = "") -> list[Packet]:
+    """The packets of a file that tshark shows, of the link types of `traffic`: all of them, or those of a display filter."""
+    command = ["tshark", "-n", "-r", path, "-Y", displayed, "-T", "json", "-x", "-J", "frame", "--no-duplicate-keys"]
+    packets = []
+    for shown in json.loads(subprocess.run(command, capture_output=True, check=True).stdout):
+        layers = shown["_source"]["layers"]
+        frame = layers["frame"]
+        if "frame.encap_type" not in frame:
+            continue  # It shows custom blocks and unknown ones too, as packets without a link type.
+        seconds, fraction = frame.get("frame.time_epoch", "0.000000000").split(".")
+        data = bytes.fromhex(layers["frame_raw"][0]) if "frame_raw" in layers else b""
+        time = int(seconds) * SECOND + int(fraction)
+        packets.append(Packet(time, int(frame["frame.len"]), data, _ENCAPSULATIONS[frame["frame.encap_type"]]))
+    return packets
