@@ -373,6 +373,8 @@ MIXED_FORMS: dict[str, Form] = {
     for order, name in (("<", "little"), (">", "big"))
     for kind, form in (("link types", several_link_types), ("sections", several_sections))
 }
+#: Forms whose records do not look like those of any other: enough of them where it is not about times.
+DISTINCT = [name for name in (*FORMS, *MIXED_FORMS) if "^" not in name and "2.2" not in name and "nano" not in name]
 
 
 # ---- What is damaged ----

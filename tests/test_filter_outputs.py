@@ -29,6 +29,7 @@ from capturefiles import (
     traffic,
 )
 
+import pcapext
 from pcapext.cli import main
 
 pytestmark = pytest.mark.tools("tcpdump", "tshark")
@@ -371,3 +372,21 @@ def test_count(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     source.write_bytes(file.octets)
     run("filter", "-r", source, "--count", "tcp port 80")
     assert capsys.readouterr().out == f"{len(chosen(file.packets, 'tcp port 80', tmp_path))} packets\n"
+
+
+# ---- In Python ----
+
+
+@pytest.mark.parametrize("name", ["pcapng link types little", "pcapng sections big", "pcapng interfaces big"])
+def test_in_python(name: str, tmp_path: Path) -> None:
+    file = (PCAPNGS | MIXED_FILES)[name]
+    source, ours, theirs = tmp_path / "in.pcapng", tmp_path / "out.pcapng", tmp_path / "theirs.pcapng"
+    source.write_bytes(file.octets)
+    for expression in SOME:
+        expected = chosen(file.packets, expression, tmp_path)
+        with pcapext.open_offline(source, filter=expression) as capture:
+            assert [Packet(packet.timestamp_ns, packet.wirelen, packet.data, packet.linktype) for packet in capture] == expected
+        assert pcapext.count(source, expression) == len(expected)
+        pcapext.filter_file(source, ours, expression)
+        run("filter", "-r", source, "-w", theirs, expression)
+        assert ours.read_bytes() == theirs.read_bytes()
