@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 #: What a format's first bytes are (RFC 1952 2.3.1, RFC 8878 3.1.1, the LZ4 frame format).
-_GZIP, _ZSTD, _LZ4, _OLD_LZ4 = bytes.fromhex("1f8b"), bytes.fromhex("28b52ffd"), bytes.fromhex("04224d18"), bytes.fromhex("02214c18")
+_GZIP, _ZSTD, _LZ4, _LEGACY_LZ4 = (bytes.fromhex(magic) for magic in ("1f8b", "28b52ffd", "04224d18", "02214c18"))
 #: As many of them tell every format.
 MAGIC_SIZE = 4
+
+#: A format without checksums from before 2013, which only the program lz4 reads.
+LEGACY_LZ4 = "legacy lz4"
 
 _SUFFIXES = {".gz": "gzip", ".zst": "zstd", ".lz4": "lz4"}
 
@@ -70,9 +73,9 @@ def format_of(head: bytes) -> str | None:
         return "gzip"
     if head.startswith(_ZSTD) or _is_skippable(head):
         return "zstd"
-    if head.startswith((_LZ4, _OLD_LZ4)):
+    if head.startswith(_LZ4):
         return "lz4"
-    return None
+    return LEGACY_LZ4 if head.startswith(_LEGACY_LZ4) else None
 
 
 def compression_of(path: str | os.PathLike[str]) -> tuple[str, str | None]:
@@ -91,16 +94,14 @@ def decoder(head: bytes) -> Decoder:
     if head.startswith(_GZIP):
         return _Gzip()
     if head.startswith(_ZSTD):
-        return _Frame(_zstd().ZstdDecompressor(), _zstd_pieces())
+        return _Frame(_zstd().ZstdDecompressor(), _zstd_pieces(), _zstd().ZstdError)
     if head.startswith(_LZ4):
         import lz4.frame
 
-        return _Frame(lz4.frame.LZ4FrameDecompressor(), _lz4_pieces())
+        return _Frame(lz4.frame.LZ4FrameDecompressor(), _lz4_pieces(), RuntimeError)
     if _is_skippable(head):
-        return _Frame(_zstd().ZstdDecompressor(), _skippable_pieces())
-    if head.startswith(_OLD_LZ4):
-        raise DamagedError("the legacy format of lz4, from before 2013, cannot be read")
-    raise DamagedError("what follows is not compressed")
+        return _Frame(_zstd().ZstdDecompressor(), _skippable_pieces(), _zstd().ZstdError)
+    raise DamagedError("neither gzip nor zstd nor lz4 data")
 
 
 def encoder(compression: str) -> Encoder:
@@ -156,15 +157,18 @@ class _Gzip:
 
     def _decode(self, data: memoryview, limit: int) -> tuple[bytes, int]:
         output = self._inflate.decompress(data, limit)
-        return output, len(data) - len(self._inflate.unconsumed_tail) - len(self._inflate.unused_data)
+        # At the end unconsumed_tail is what it was before.
+        left = self._inflate.unused_data if self._inflate.eof else self._inflate.unconsumed_tail
+        return output, len(data) - len(left)
 
 
 class _Frame:
     """A frame of zstd or lz4. Its library is given one piece at a time, so that it has no more than that to lose in a fault."""
 
-    def __init__(self, decompressor: Any, pieces: Generator[int, bytes, None]) -> None:
+    def __init__(self, decompressor: Any, pieces: Generator[int, bytes, None], error: type[Exception]) -> None:
         self._decompressor = decompressor
         self._pieces = pieces
+        self._error = error
         self._left = next(pieces)  # of the piece
         self._head = b""  # of the piece
         self._full = False
@@ -174,9 +178,7 @@ class _Frame:
         piece = data[:0] if self._full else data[: self._left]
         try:
             output: bytes = self._decompressor.decompress(piece, limit)
-        except Exception as error:  # lz4's are RuntimeErrors, zstd's ZstdErrors, and EOFError if the frame ended before
-            if isinstance(error, MemoryError):
-                raise
+        except (self._error, EOFError) as error:  # EOFError: the frame has ended before
             raise DamagedError(_words(error)) from error
         self._full = not self._decompressor.eof and (len(output) == limit or not self._decompressor.needs_input)
         self._head += piece[: _LONGEST_HEADER - len(self._head)]

@@ -9,6 +9,8 @@ anything else that escapes is a bug in pcapext.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from unicodedata import category, east_asian_width
 
@@ -88,6 +90,17 @@ class CaptureWarning(UserWarning):
 
 class LibpcapError(PcapextError):
     """libpcap is missing, or refused a call; the message has its words."""
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Make errors of the system, in what is done with a file, `CaptureError`s that name it."""
+    try:
+        yield
+    except OSError as error:
+        raise CaptureError(f"{name}: {error.strerror}") from error
+    except ValueError as error:  # a NUL character in a path
+        raise CaptureError(f"{name}: {error}") from error
 
 
 def printable(text: str) -> str:

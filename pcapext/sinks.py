@@ -15,15 +15,13 @@ import os
 import select
 import stat
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING
 
 from pcapext.compression import Encoder, compression_of, encoder
-from pcapext.errors import CaptureError, printable
+from pcapext.errors import CaptureError, naming, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from typing_extensions import Buffer
 
 #: Where the own descriptors are, by number.
@@ -46,6 +44,7 @@ class Sink(AbstractContextManager["Sink"]):
         self._encoder = encoder
         self._becomes = becomes  # the path of the regular file that is OUT; it is OUT.part until then
         self._begun = False
+        self._fault: CaptureError | None = None
 
     def write(self, data: Buffer) -> None:
         """Write all of it."""
@@ -62,16 +61,21 @@ class Sink(AbstractContextManager["Sink"]):
         if self._file < 0:
             return
         try:
+            if self._fault:  # The file lacks what was not written then.
+                raise self._fault
             if self._encoder:
-                self._write(self._encoder.finish())
-            with _named(self.name):
+                encoder, self._encoder = self._encoder, None
+                self._write(encoder.finish())
+            with naming(self.name):
                 # Some file systems, such as NFS, tell only at a close that the disk is full. The file itself stays open: that
                 # keeps its lock.
                 os.close(os.dup(self._file))
                 if self._becomes:
                     os.rename(_part(self._becomes), self._becomes)
-        finally:
-            self._close()
+        except BaseException:
+            self.abandon()
+            raise
+        self._close()
 
     def abandon(self) -> None:
         """Leave what was written as OUT.part, if it was anything. A pipe gets no more."""
@@ -79,7 +83,7 @@ class Sink(AbstractContextManager["Sink"]):
             return
         try:
             if self._becomes:
-                if self._encoder and self._begun:
+                if self._encoder and self._begun and not self._fault:
                     with suppress(CaptureError):
                         self._write(self._encoder.finish())
                 with suppress(OSError):
@@ -90,20 +94,27 @@ class Sink(AbstractContextManager["Sink"]):
 
     def _close(self) -> None:
         self.descriptor = None
+        self._encoder = None
         # A number that is no file's, so that nothing is written to what gets the number next.
         file, self._file = self._file, -1
         os.close(file)
 
     def _write(self, data: Buffer) -> None:
+        if self._file < 0:
+            raise CaptureError(f"{self.name}: it is closed")
         view = memoryview(data).cast("B")
-        with _named(self.name):
-            while view:
-                try:
-                    view = view[os.write(self._file, view) :]
-                except BlockingIOError:
-                    poll = select.poll()
-                    poll.register(self._file, select.POLLOUT)
-                    poll.poll()
+        try:
+            with naming(self.name):
+                while view:
+                    try:
+                        view = view[os.write(self._file, view) :]
+                    except BlockingIOError:
+                        poll = select.poll()
+                        poll.register(self._file, select.POLLOUT)
+                        poll.poll()
+        except CaptureError as error:
+            self._fault = error
+            raise
 
     def __exit__(self, exception: type[BaseException] | None, *_: object) -> None:
         if exception is None:
@@ -130,7 +141,7 @@ def open_sink(path: str | os.PathLike[str], *, inputs: Iterable[os.stat_result] 
     name = "standard output" if path == "-" else printable(os.fsdecode(path))
     inputs = [file for file in inputs if stat.S_ISREG(file.st_mode)]
     compression = compression_of(path)[1]
-    with _named(name):
+    with naming(name):
         number = 1 if path == "-" else _own_descriptor(path)
         status = os.fstat(number) if number is not None else _status(path)
         _check_other(name, status, inputs)
@@ -139,7 +150,9 @@ def open_sink(path: str | os.PathLike[str], *, inputs: Iterable[os.stat_result] 
             file = os.dup(number)
         elif os.path.basename(path) and (status is None or stat.S_ISREG(status.st_mode)):
             becomes = os.path.realpath(path)
-            file = _create_part(name, becomes, status, inputs)
+            if status is not None and not os.access(becomes, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            file = _create_part(_part(name) if not os.path.islink(path) else printable(_part(becomes)), becomes, status, inputs)
         else:
             file = os.open(path, os.O_WRONLY)
     try:
@@ -150,11 +163,8 @@ def open_sink(path: str | os.PathLike[str], *, inputs: Iterable[os.stat_result] 
 
 
 def _create_part(name: str, path: str, old: os.stat_result | None, inputs: list[os.stat_result]) -> int:
-    """A descriptor of `path`.part, empty, with the mode of the old file, and locked."""
-    if old is not None and not os.access(path, os.W_OK, effective_ids=True):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    name = f"{name}.part"
-    with _named(name):
+    """A descriptor of `path`.part, empty, with the mode of the old file, and locked. `name` is for messages."""
+    with naming(name):
         while True:
             # O_NONBLOCK: it may be a FIFO, which would be waited for. O_NOFOLLOW: a link leads to a file that is not ours.
             file = os.open(_part(path), os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW, 0o666)
@@ -166,7 +176,7 @@ def _create_part(name: str, path: str, old: os.stat_result | None, inputs: list[
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
-                    raise CaptureError(f"{name}: another process is writing it") from error
+                    raise CaptureError(f"{name}: it is being written already") from error
                 # It may have been completed and renamed before it was locked: then it is no part any more.
                 named = _status(_part(path))
                 if named is not None and os.path.samestat(named, status):
@@ -196,7 +206,7 @@ def _own_descriptor(path: str | os.PathLike[str]) -> int | None:
     own = os.path.realpath(_DESCRIPTORS)
     for _ in range(40):  # as many links as Linux follows
         folder, base = os.path.split(path)
-        if os.path.realpath(folder) == own and base.isdecimal():
+        if os.path.realpath(folder) == own and base.isdecimal() and len(base) < 10:
             return int(base)
         if not os.path.islink(path):
             return None
@@ -207,14 +217,3 @@ def _own_descriptor(path: str | os.PathLike[str]) -> int | None:
 def _check_other(name: str, status: os.stat_result | None, inputs: list[os.stat_result]) -> None:
     if status is not None and any(os.path.samestat(status, file) for file in inputs):
         raise CaptureError(f"{name}: the output is the same file as the input")
-
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Make errors of the system ones that name the file."""
-    try:
-        yield
-    except OSError as error:
-        raise CaptureError(f"{name}: {error.strerror}") from error
-    except ValueError as error:  # a NUL character in a path
-        raise CaptureError(f"{name}: {error}") from error

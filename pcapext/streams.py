@@ -12,15 +12,13 @@ from __future__ import annotations
 import os
 import select
 import stat
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
-from pcapext.compression import MAGIC_SIZE, DamagedError, Decoder, decoder, format_of
-from pcapext.errors import CaptureError, printable
+from pcapext.compression import LEGACY_LZ4, MAGIC_SIZE, DamagedError, Decoder, decoder, format_of
+from pcapext.errors import CaptureError, naming, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from typing_extensions import Buffer
 
 #: Bytes of a compressed file that are read at once, and the least that are decompressed at once.
@@ -84,6 +82,12 @@ class _CompressedStream(Stream):
         self._decoder: Decoder | None = None
         self._output = memoryview(b"")  # decoded and not given
         self._fault: CaptureError | None = None
+
+    def close(self) -> None:
+        super().close()
+        self._decoder = None
+        self._input = self._input[:0]
+        self._output = memoryview(b"")
 
     def readinto(self, view: memoryview) -> int:
         if not self._output:
@@ -162,6 +166,8 @@ def open_stream(source: str | os.PathLike[str] | Buffer, *, follow: bool = False
             have += count
         head = bytes(view[:have])
         compression = format_of(head)
+        if compression == LEGACY_LZ4:
+            raise CaptureError(f"{raw.name}: lz4 data in the legacy format cannot be read; decompress it with lz4 -d")
         return _CompressedStream(raw, head, compression) if compression else Stream(raw, head)
     except BaseException:
         raw.close()
@@ -191,10 +197,9 @@ class _Memory:
         self.descriptor: int | None = None
         self.stat: os.stat_result | None = None
         view = memoryview(source)
-        try:
-            self._left = view.cast("B")
-        except TypeError as error:  # holes, several dimensions, items other than numbers in native order
-            raise CaptureError(f"{self.name}: expected bytes in one piece and one dimension: {error}") from error
+        if view.ndim != 1 or not view.c_contiguous:
+            raise CaptureError(f"{self.name}: expected bytes in one dimension, without gaps")
+        self._left = view.cast("B")
         self.size: int | None = len(self._left)
         self._closed = False
 
@@ -216,12 +221,12 @@ class _File:
         self.name = "standard input" if path == "-" else printable(os.fsdecode(path))
         self.stopped = False
         self._stop = stop
-        with _named(self.name):
+        with naming(self.name):
             # Without O_NONBLOCK the open itself would wait for whoever writes to a FIFO, and `stop` would be of no use.
             self._file = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         self.descriptor: int | None = None
         try:
-            with _named(self.name):
+            with naming(self.name):
                 status = os.fstat(self._file)
                 self._regular = stat.S_ISREG(status.st_mode)
                 # Somebody else may have read the beginning of standard input: that part is not ours.
@@ -236,7 +241,9 @@ class _File:
             self.descriptor = self._file
 
     def read(self, view: memoryview) -> int:
-        with _named(self.name):
+        if self._file < 0:
+            raise CaptureError(f"{self.name}: it is closed")
+        with naming(self.name):
             if self._regular:
                 return self._read_regular(view)
             while True:
@@ -277,14 +284,3 @@ class _File:
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)
-
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Make errors of the system ones that name the file."""
-    try:
-        yield
-    except OSError as error:
-        raise CaptureError(f"{name}: {error.strerror}") from error
-    except ValueError as error:  # a NUL character in a path
-        raise CaptureError(f"{name}: {error}") from error

@@ -815,6 +815,17 @@ def test_messages_are_printable(text: str) -> None:
     assert error.message == f"unknown host '{text}'"
 
 
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("/no/such", "it: No such file or directory"), ("/", "it: Is a directory"), ("a\0b", "it: embedded null")],
+)
+def test_naming(path: str, message: str) -> None:
+    with pytest.raises(errors.CaptureError) as caught, errors.naming("it"):
+        Path(path).read_bytes()
+    assert str(caught.value).startswith(message)
+    assert isinstance(caught.value.__cause__, OSError | ValueError)
+
+
 def test_errors_survive_pickling() -> None:
     """They come back from a process pool as they were."""
     for error in (FilterError("wrong", "tcp and", Span(4, 7)), FilterError("wrong"), errors.CaptureError("x.pcap: wrong")):
