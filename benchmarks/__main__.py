@@ -146,6 +146,8 @@ def main(names: list[str]) -> None:
     unknown = sorted(set(names) - BENCHMARKS.keys())
     if unknown:
         raise SystemExit(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    # As where it is installed: each module is compiled once, not at every start.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     print(machine(), end="\n\n", flush=True)
     for name in names or BENCHMARKS:
         print(BENCHMARKS[name].report(), end="\n\n", flush=True)
