@@ -81,7 +81,7 @@ class Capture(AbstractContextManager["Capture"]):
                 if portion.fault or portion.packets:
                     break
         else:
-            filter.matcher(self.linktype)
+            filter.matcher(self.linktype, is_only=True)
 
     @property
     def interfaces(self) -> tuple[Interface, ...]:
@@ -128,7 +128,7 @@ class Capture(AbstractContextManager["Capture"]):
         return self._packets
 
     def _read(self) -> Iterator[Packet]:
-        selector = Selector(self._filter, blocks=False)
+        selector = Selector(self._filter)
         while portion := self._waiting.pop(0) if self._waiting else self._next():
             for batch in portion.batches:
                 yield from packets_of(selector.select(batch))
@@ -149,7 +149,7 @@ class Capture(AbstractContextManager["Capture"]):
         self.close()
 
 
-def open_offline(origin: Origin, filter: str | Program | None = None, *, follow: bool = False, **options: Any) -> Capture:
+def open_offline(origin: Origin, filter: str | Program | Filter | None = None, *, follow: bool = False, **options: Any) -> Capture:
     """Open a capture to read: a path, "-" for standard input, or a buffer that holds one.
 
     With a `filter` only the packets that it accepts are given: an expression, compiled for the link types of the packets with
@@ -168,7 +168,7 @@ def open_offline(origin: Origin, filter: str | Program | None = None, *, follow:
     """
     input = open_input(origin, follow=follow)
     try:
-        return Capture(input, Filter(filter, **options))
+        return Capture(input, filter if isinstance(filter, Filter) else Filter(filter, **options))
     except BaseException:
         input.stream.close()
         raise

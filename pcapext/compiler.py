@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 #: The forms of program that `compile` makes (DESIGN.md 2).
 TARGETS = ("flowkeys", "classic")
 
+#: libpcap's words, and ours, for a filter that can accept no packet.
+REJECTS_ALL = "expression rejects all packets"
+
 
 def compile(
     expression: str,
@@ -75,7 +78,7 @@ def compile(
     (28, 25)
     """
     number = pcap_bridge.linktype_number(linktype)
-    settings = _settings(
+    settings = settings_of(
         tunnel_ports=tunnel_ports,
         max_levels=max_levels,
         vlan_tags=vlan_tags,
@@ -94,7 +97,7 @@ def compile_to_run(
 
     Arguments and errors are those of `compile`.
     """
-    return _compile(expression, linktype, MAXIMUM_SNAPLEN, netmask, optimize, "classic", _settings(**settings))[0]
+    return _compile(expression, linktype, MAXIMUM_SNAPLEN, netmask, optimize, "classic", settings_of(**settings))[0]
 
 
 def _compile(
@@ -110,7 +113,7 @@ def _compile(
     return compile_standard(expression, linktype, snaplen, netmask, optimize), "classic", None
 
 
-def _settings(**given: Any) -> WalkSettings | None:
+def settings_of(**given: Any) -> WalkSettings | None:
     """The settings that are not None with the usual ones for the others; None where all are."""
     chosen = {name: value for name, value in given.items() if value is not None}
     if not chosen:
@@ -177,7 +180,7 @@ def _compile_extended(
     if optimize:
         cfg = improve(gather(cfg))
         if cfg.blocks[cfg.entry] == REJECT:
-            raise FilterError("expression rejects all packets", expression, Span(0, len(expression)))
+            raise FilterError(REJECTS_ALL, expression, Span(0, len(expression)))
     walk = settings or DEFAULT_SETTINGS
     if optimize and target == "classic":
         lowered = lower_improved(cfg, link_layer, walk, improve)

@@ -54,8 +54,9 @@ class Counting:
     def close(self) -> None:
         """The output is complete."""
 
-    def abandon(self) -> None:
-        """The output must not look complete."""
+    def abandon(self) -> str | None:
+        """The output must not look complete. The name of the file that is left of it, if one is."""
+        return None
 
 
 class Calling(Counting):
@@ -92,8 +93,8 @@ class _Writing(Counting):
     def close(self) -> None:
         self._sink.close()
 
-    def abandon(self) -> None:
-        self._sink.abandon()
+    def abandon(self) -> str | None:
+        return self._sink.abandon()
 
     def _as_it_stands(self, selected: Selected) -> None:
         chunk, records = selected.batch.chunk, selected.batch.records
