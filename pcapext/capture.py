@@ -81,7 +81,7 @@ class Capture(AbstractContextManager["Capture"]):
                 if portion.fault or portion.packets:
                     break
         else:
-            filter.matcher(self.linktype)
+            filter.matcher(self.linktype, input.layout.byteorder)
 
     @property
     def interfaces(self) -> tuple[Interface, ...]:

@@ -66,7 +66,7 @@ def prepare(run: Run, outputs: Iterable[tuple[Filter, FilePath | Counting | None
     layout, named = run.first_layout(), list(outputs)
     if layout.header:
         for filter, _ in named:
-            filter.matcher(layout.header.linktype)
+            filter.matcher(layout.header.linktype, layout.byteorder)
     precision = None
     if run.has_several and any(isinstance(output, str | os.PathLike) and not is_pcapng(output) for _, output in named):
         precision = largest_of(run.layouts())

@@ -3,7 +3,8 @@
 In:  a filter: an expression, or a `Program`; batches of records.
 Out: for each batch the indexes of the records that are accepted.
 
-An expression is compiled for each link type whose packets are met, and not before.
+An expression is compiled for each link type whose packets are met, and not before. Where packets begin with an address family in the
+byte order of the file, it is compiled for that order too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pcapext.bpf import RET_K, U32, Instruction, Program
 from pcapext.compiler import compile_to_run, lower_program
 from pcapext.engine import Matcher, allocate, ffi, lib
 from pcapext.errors import FilterError, ProgramError
+from pcapext.formats import NATIVE
 from pcapext.records import Batch, Layout
 
 _ETHERNET = 1
@@ -36,15 +38,15 @@ class Filter:
         self._adapt = adapt
         self._options = options
         self._lock = Lock()
-        self._matchers: dict[int, Matcher] = {}
+        self._matchers: dict[tuple[int, str], Matcher] = {}
 
-    def instructions(self, linktype: int) -> tuple[Instruction, ...]:
-        """The instructions for packets of a link type. Raises what `compile` raises."""
+    def instructions(self, linktype: int, byteorder: str) -> tuple[Instruction, ...]:
+        """The instructions for packets of a link type, of a file in a byte order. Raises what `compile` raises."""
         match self.source:
             case None:
                 return _ACCEPT
             case str():
-                made = compile_to_run(self.source, linktype, **self._options)
+                made = compile_to_run(self.source, linktype, byteorder, **self._options)
             case Program():
                 program = replace(self.source, linktype=linktype) if self._adapt else self.source
                 if program.linktype != linktype:
@@ -58,14 +60,15 @@ class Filter:
     def check(self) -> None:
         """Raise what is wrong with the filter, if no packet has been there yet to compile it for."""
         if not self._matchers:
-            self.matcher(self.source.linktype if isinstance(self.source, Program) else _ETHERNET)
+            self.matcher(self.source.linktype if isinstance(self.source, Program) else _ETHERNET, NATIVE)
 
-    def matcher(self, linktype: int) -> Matcher:
-        """The filter for packets of a link type."""
+    def matcher(self, linktype: int, byteorder: str) -> Matcher:
+        """The filter for packets of a link type, of a file or a section in a byte order."""
+        kind = linktype, byteorder if linktype in pcap_bridge.LOOPBACK_LINKTYPES else NATIVE
         with self._lock:  # so that two threads do not do the same work
-            if linktype not in self._matchers:
-                self._matchers[linktype] = Matcher(self.instructions(linktype))
-            return self._matchers[linktype]
+            if kind not in self._matchers:
+                self._matchers[kind] = Matcher(self.instructions(*kind))
+            return self._matchers[kind]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,7 +114,8 @@ class Selector:
         indexes = self._indexes + batch.first
         while (packets := self._match(batch, indexes)) == lib.NO_PROGRAM:
             interface = batch.records[self._length[0]].interface
-            self._programs[interface] = self._filter.matcher(batch.layout.interfaces[interface].linktype).pointer
+            linktype = batch.layout.interfaces[interface].linktype
+            self._programs[interface] = self._filter.matcher(linktype, batch.layout.byteorder).pointer
         if packets == lib.STOPPED:
             raise ProgramError("the program was stopped: it jumps backwards and does not end")
         return Selected(batch, indexes, self._length[0], packets)
