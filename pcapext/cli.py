@@ -184,12 +184,10 @@ def _keys(options: argparse.Namespace) -> int:
 
     shown = ("nhoff", "nproto", "thoff", "tproto", "poff", "depth")
     filter = _filter_for(options)
-    with open_offline(options.read) as capture:
+    with open_offline(options.read, filter) as capture:
         if not options.json:
             print(" ".join(f"{key:>6}" for key in ("packet", *shown)))
-        for number, packet in enumerate(capture, 1):
-            if not filter.accepts(packet.data, packet.wirelen, packet.linktype):
-                continue
+        for number, packet in capture.numbered():
             keys = asdict(dissect(packet.data, packet.linktype, filter.settings))
             values = {key: keys[key] for key in shown}
             if options.json:
@@ -198,7 +196,6 @@ def _keys(options: argparse.Namespace) -> int:
                 print(
                     " ".join(f"{value:#06x}" if key == "nproto" else f"{value:>6}" for key, value in {"packet": number, **values}.items())
                 )
-    filter.check()
     return 0
 
 
