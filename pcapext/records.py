@@ -243,6 +243,7 @@ class Input:
     def _fill(self, chunk: Chunk, size: int) -> bool:
         """Have so many bytes of a regular file in the chunk; whether there are as many."""
         assert self.stream.descriptor is not None
+        wanted = size
         # What a damaged file says may be more than it has.
         size = min(size, max(chunk.size, os.fstat(self.stream.descriptor).st_size - chunk.base))
         chunk.reserve(size)
@@ -255,7 +256,7 @@ class Input:
                 chunk.filled += count
         except OSError as error:
             raise CaptureError(f"{self.name}: {error.strerror}") from error
-        return True
+        return size == wanted
 
     def _scan(self, chunk: Chunk, at: int, before: int, layout: Layout) -> Portion:
         """What the chunk holds from `at` to `before`, places in it."""

@@ -110,7 +110,10 @@ class Run(AbstractContextManager["Run"]):
         self._current: _Source | None = None
         self._opened: list[Input] = []
         self._error: BaseException | None = None
-        self._stopping = False
+        self._stopping = self._full = False
+        # Workers that began, and that ended. Thread.join does not tell: after an interrupt it takes a thread that runs for one
+        # that ended (Python before 3.13, `_wait_for_tstate_lock`).
+        self._begun = self._ended = 0
         self._done_before = 0
         self._wake_reader, self._wake = os.pipe()
 
@@ -163,10 +166,7 @@ class Run(AbstractContextManager["Run"]):
         `watch` is called now and then, with the bytes of the captures that are done with. Raises what went wrong; the outputs do not
         look complete then.
         """
-        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._workers)]
-        for thread in threads:
-            thread.start()
-        whole = self._wait(threads, watch)
+        whole = self._run_workers(watch)
         if self._error:
             raise self._error
         for task in self.tasks:
@@ -184,20 +184,25 @@ class Run(AbstractContextManager["Run"]):
         os.close(self._wake)
         os.close(self._wake_reader)
 
-    def _wait(self, threads: Sequence[threading.Thread], watch: Callable[[int], None] | None) -> bool:
+    def _run_workers(self, watch: Callable[[int], None] | None) -> bool:
         try:
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(_WATCH)
-                    if watch:
-                        source = self._current
-                        watch(self._done_before + (source.done if source else 0))
+            for _ in range(self._workers):
+                threading.Thread(target=self._work, daemon=True).start()
+            while not self._await_workers(self._workers):
+                if watch:
+                    source = self._current
+                    watch(self._done_before + (source.done if source else 0))
             return True
         except KeyboardInterrupt:
-            self.stop()
-            for thread in threads:
-                thread.join()
+            self.stop()  # one that has not begun has nothing to do
+            while not self._await_workers(self._begun):
+                pass
             return False
+
+    def _await_workers(self, count: int) -> bool:
+        """Whether so many workers end soon."""
+        with self._turn:
+            return self._turn.wait_for(lambda: self._ended >= count, _WATCH)
 
     def stop(self) -> None:
         """Take no further job, and wait for no input."""
@@ -207,6 +212,8 @@ class Run(AbstractContextManager["Run"]):
     # --- what a worker does
 
     def _work(self) -> None:
+        with self._turn:
+            self._begun += 1
         try:
             chunk = Chunk()
             selectors = [Selector(task.filter, task.output.blocks) for task in self.tasks]
@@ -218,6 +225,10 @@ class Run(AbstractContextManager["Run"]):
                 self._await_turn(job, chunk, selectors)
         except BaseException as error:  # so that no bug makes others wait forever
             self._fail(error)
+        finally:
+            with self._turn:
+                self._ended += 1
+                self._turn.notify_all()
 
     def _take(self, chunk: Chunk) -> _Job | None:
         """The next job, if there is one. What is no region is read here, by one worker at a time."""
@@ -296,7 +307,10 @@ class Run(AbstractContextManager["Run"]):
 
     def _settle(self, job: _Job, chunk: Chunk, selectors: Sequence[Selector]) -> None:
         source = job.source
-        if job.error or not source:
+        if self._full:
+            return
+        # What went wrong with packets that were guessed is of no account until they are known to be some.
+        if not source or (job.error and not (isinstance(job, _Region) and job.portion)):
             raise job.error or AssertionError
         if not source.is_begun:
             source.is_begun = True
@@ -312,6 +326,8 @@ class Run(AbstractContextManager["Run"]):
     def _settle_region(self, job: _Region, source: _Source, chunk: Chunk, selectors: Sequence[Selector]) -> None:
         input, portion = source.input, job.portion
         if portion and (portion.start, portion.before) == (input.offset, input.layout):
+            if job.error:
+                raise job.error
             input.offset, input.layout = portion.end, portion.after
             self._write(source, portion, job.selected)
         # What the guess missed, and what a chunk could not hold. The last region goes on to the end.
@@ -340,8 +356,9 @@ class Run(AbstractContextManager["Run"]):
                 task.matching += batch.packets
                 task.output.write(source.input, batch)
         if all(task.is_full for task in self.tasks):
+            self._full = True
             self.stop()
-        if isinstance(portion.fault, CutShortError):
+        elif isinstance(portion.fault, CutShortError):
             if not self._stopping:  # else it is we who do not read on
                 self.cut_short.append(portion.fault)
         elif portion.fault:
