@@ -188,21 +188,20 @@ class Run(AbstractContextManager["Run"]):
         try:
             for _ in range(self._workers):
                 threading.Thread(target=self._work, daemon=True).start()
-            while not self._await_workers(self._workers):
+            while not self._holds_soon(lambda: self._ended == self._workers):
                 if watch:
                     source = self._current
                     watch(self._done_before + (source.done if source else 0))
             return True
         except KeyboardInterrupt:
             self.stop()  # one that has not begun has nothing to do
-            while not self._await_workers(self._begun):
+            while not self._holds_soon(lambda: self._ended == self._begun):
                 pass
             return False
 
-    def _await_workers(self, count: int) -> bool:
-        """Whether so many workers end soon."""
+    def _holds_soon(self, condition: Callable[[], bool]) -> bool:
         with self._turn:
-            return self._turn.wait_for(lambda: self._ended >= count, _WATCH)
+            return self._turn.wait_for(condition, _WATCH)
 
     def stop(self) -> None:
         """Take no further job, and wait for no input."""

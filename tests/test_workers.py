@@ -24,7 +24,7 @@ from capturefiles import NANOSECONDS, SECOND, File, Packet, Pcapng, between, pca
 
 from pcapext import outputs, records, workers
 from pcapext.bpf import JA, RET_K, U32, Instruction, Program
-from pcapext.errors import CaptureError, CaptureWarning, FilterError, ProgramError
+from pcapext.errors import CaptureError, FilterError, ProgramError
 from pcapext.filtering import Filtered, count, filter_file, prepare
 from pcapext.records import Chunk, PcapLayout, PcapngLayout
 from pcapext.selection import Filter
