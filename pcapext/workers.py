@@ -13,12 +13,14 @@ at a time reads; only what comes behind is done side by side.
 
 from __future__ import annotations
 
+import _thread
 import os
 import stat
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from pcapext.errors import CutShortError
@@ -111,9 +113,9 @@ class Run(AbstractContextManager["Run"]):
         self._opened: list[Input] = []
         self._error: BaseException | None = None
         self._stopping = self._full = False
-        # Workers that began, and that ended. Thread.join does not tell: after an interrupt it takes a thread that runs for one
-        # that ended (Python before 3.13, `_wait_for_tstate_lock`).
+        # Workers that began, and that ended, each of which puts something into the queue.
         self._begun = self._ended = 0
+        self._ends = SimpleQueue[None]()
         self._done_before = 0
         self._wake_reader, self._wake = os.pipe()
 
@@ -185,23 +187,26 @@ class Run(AbstractContextManager["Run"]):
         os.close(self._wake_reader)
 
     def _run_workers(self, watch: Callable[[int], None] | None) -> bool:
+        # An interrupt may come anywhere. Thread.join takes a thread for ended after one (Python before 3.13), and what Thread.start
+        # and conditions do is not made for it; these functions are.
         try:
             for _ in range(self._workers):
-                threading.Thread(target=self._work, daemon=True).start()
-            while not self._holds_soon(lambda: self._ended == self._workers):
+                _thread.start_new_thread(self._work, ())
+            while self._ended < self._workers:
+                self._pause()
                 if watch:
                     source = self._current
                     watch(self._done_before + (source.done if source else 0))
             return True
         except KeyboardInterrupt:
-            self.stop()  # one that has not begun has nothing to do
-            while not self._holds_soon(lambda: self._ended == self._begun):
-                pass
+            self.stop()
+            while self._ended < self._begun:  # one that has not begun finds nothing to do
+                self._pause()
             return False
 
-    def _holds_soon(self, condition: Callable[[], bool]) -> bool:
-        with self._turn:
-            return self._turn.wait_for(condition, _WATCH)
+    def _pause(self) -> None:
+        with suppress(Empty):
+            self._ends.get(timeout=_WATCH)
 
     def stop(self) -> None:
         """Take no further job, and wait for no input."""
@@ -227,7 +232,7 @@ class Run(AbstractContextManager["Run"]):
         finally:
             with self._turn:
                 self._ended += 1
-                self._turn.notify_all()
+            self._ends.put(None)
 
     def _take(self, chunk: Chunk) -> _Job | None:
         """The next job, if there is one. What is no region is read here, by one worker at a time."""
