@@ -316,3 +316,16 @@ def test_reader_that_goes_away(blocking: bool) -> None:
     assert write(writer, buffer, list(range(3000))) == errno.EPIPE
     thread.join()
     os.close(writer)
+
+
+@pytest.mark.parametrize(
+    ("ticks", "pcapng", "pcap"), [(SECOND - 1, False, False), (SECOND, True, True), ((1 + (1 << 32)) * SECOND, True, False)]
+)
+def test_first_and_last_time(ticks: int, pcapng: bool, pcap: bool) -> None:
+    """Neither format has a time before 1970, pcap none from 2106 on. Here 1970 is one second after 0."""
+    clock, interfaces = ffi.new("struct clock *", (SECOND, 0, -1)), ffi.new("uint32_t[]", 1)
+    record, selected, output = ffi.new("struct record *", {"time": ticks}), ffi.new("uint32_t[]", 1), ffi.new("uint8_t[]", 100)
+    for number, fits in ((1, pcapng), (0, pcap)):
+        form = ffi.new("struct form *", (number, 1, 1000, interfaces))
+        made = lib.convert_records(form, clock, b"", record, selected, 1, output, 100)
+        assert (made.records, made.fault) == ((1, 0) if fits else (0, lib.CONVERT_TIME))
