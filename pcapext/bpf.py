@@ -319,7 +319,8 @@ class Program(Sequence[Instruction]):
         """Whether the program accepts `packet`, any buffer of captured bytes, which had `wirelen` bytes on the wire.
 
         `wirelen` is the number of captured bytes unless told. The engine runs it: what `pcapext.machine.run` tells, in C. The first
-        call of a program with flow keys takes about a tenth of a second, since the walk is written out for it.
+        call of a program with flow keys takes about a tenth of a second, since the walk is written out for it. Like a classic program,
+        it may reject what was cut (LANGUAGE.md 5) where the machine accepts it.
         """
         matcher = self._matcher
         if matcher is None:

@@ -239,7 +239,10 @@ def lower_program(program: Program) -> tuple[Instruction, ...]:
     def key(value: Value) -> Value:
         return Key(KEY_BY_K[value.k].name) if isinstance(value, Ancillary) and value.k in KEY_BY_K else value
 
-    lifted = lift(program)
+    try:
+        lifted = lift(program)
+    except ProgramError as error:
+        raise ProgramError(f"{error}, and the program loads flow keys: only one without loops can") from None
     blocks = {
         label: Block(tuple((local, rewrite(value, key)) for local, value in block.assignments), rewrite_end(block.end, key))
         for label, block in lifted.blocks.items()

@@ -269,6 +269,7 @@ class Input:
     def _fill(self, chunk: Chunk, size: int) -> bool:
         """Have so many bytes of a regular file in the chunk; whether there are as many."""
         assert self.stream.descriptor is not None
+        wanted = size
         # What a damaged file says may be more than it has.
         wanted, size = size, min(size, max(chunk.size, os.fstat(self.stream.descriptor).st_size - chunk.base))
         chunk.reserve(size)

@@ -21,11 +21,11 @@ from packets import packets as generated
 import pcapext
 from benchmarks.frames import frames
 from pcapext import pcap_bridge
-from pcapext.bpf import MAX_INSTRUCTIONS, Program
-from pcapext.compiler import TARGETS, compile
+from pcapext.bpf import JA, JEQ_K, LD_W_ABS, MAX_INSTRUCTIONS, RET_A, RET_K, Instruction, Program, program_of
+from pcapext.compiler import TARGETS, compile, compile_to_run, lower_program
 from pcapext.encapsulation import WalkSettings
-from pcapext.errors import FilterError, LibpcapError, SettingsError
-from pcapext.flowkeys import FlowKeys
+from pcapext.errors import FilterError, LibpcapError, ProgramError, SettingsError
+from pcapext.flowkeys import KEY_BY_NAME, FlowKeys
 from pcapext.machine import run
 
 # ---- Standard filters ----
@@ -842,3 +842,82 @@ def test_public_names() -> None:
 def test_link_type_that_libpcap_does_not_know_is_no_fault_of_an_empty_filter() -> None:
     with pytest.raises(FilterError, match="unknown data link type 9999"):
         compile("", linktype=9999)
+
+
+# ---- For the engine ----
+
+
+@pytest.mark.parametrize("text", ["", "tcp port 80", "ip6 protochain 6", "inner tcp port 80", "not encap vxlan and inner udp or arp"])
+@pytest.mark.parametrize("optimize", [0, 1, 2])
+def test_what_the_engine_runs_is_the_classic_program(text: str, optimize: int) -> None:
+    assert compile_to_run(text, 1, optimize=optimize) == compile(text, target="classic", optimize=optimize).instructions
+
+
+def test_what_the_engine_runs_goes_by_its_arguments() -> None:
+    assert compile_to_run("ip broadcast", 1, netmask=0xFF) == compile("ip broadcast", netmask=0xFF).instructions
+    options: dict[str, Any] = {"tunnel_ports": {"vxlan": []}, "max_levels": 2, "vlan_tags": 0}
+    expected = compile("inner tcp port 80", linktype=113, target="classic", **options)
+    assert compile_to_run("inner tcp port 80", 113, **options) == expected.instructions != compile_to_run("inner tcp port 80", 113)
+
+
+def test_the_engine_runs_more_than_a_kernel() -> None:
+    text = chain("ip[N] = N", 300)
+    with pytest.raises(FilterError, match="no kernel takes more than 4096"):
+        compile(text, optimize=False)
+    assert len(compile_to_run(text, 1, optimize=False)) > MAX_INSTRUCTIONS
+
+
+@pytest.mark.parametrize(
+    ("text", "linktype", "options", "message"),
+    [
+        ("tcp and", 1, {}, "unexpected end, expected a term"),
+        ("inner tcp and", 1, {}, "unexpected end, expected a term"),
+        ("inner tcp", 105, {}, "no extension term on link type IEEE802_11; there are some on EN10MB"),
+        ("ether host 1:2:3:4:5:6", 12, {}, "ethernet addresses supported only on ethernet"),
+        ("inner tcp and ip6 protochain 6", 1, {}, "'protochain' makes a loop, and a filter with extension terms cannot have one"),
+        ("inner tcp and inner udp", 1, {}, "expression rejects all packets"),
+        ("tcp and udp", 1, {}, "expression rejects all packets"),
+        ("tcp", 1, {"optimize": 3}, "optimize is 3, expected 0, 1 or 2"),
+        ("tcp", 1, {"max_levels": 0}, "max_levels is 0, expected a number from 1 to 16"),
+        ("inner tcp", 1, {"vlan_tags": 17}, "vlan_tags is 17, expected a number from 0 to 16"),
+        ("inner tcp", 1, {"tunnel_ports": {"x": [1]}}, "no tunnel over UDP is called 'x'"),
+    ],
+)
+def test_errors_of_what_the_engine_runs(text: str, linktype: int, options: dict[str, Any], message: str) -> None:
+    """Those of `compile`."""
+    with pytest.raises((FilterError, SettingsError)) as error:
+        compile_to_run(text, linktype, **options)
+    assert message in str(error.value)
+    with pytest.raises(type(error.value)) as same:
+        compile(text, linktype=linktype, target="classic", **options)
+    assert str(same.value) == str(error.value)
+
+
+def test_lowered_programs_load_no_keys() -> None:
+    """And the others stay as they are."""
+    for text in ("inner tcp port 80", "poff > 54", "depth > 1 or payload[0] = 1", "inner ether host 1:2:3:4:5:6"):
+        program = compile(text)
+        lowered = lower_program(program)
+        assert program.target == "flowkeys"
+        assert not any(instruction.ancillary for instruction in lowered)
+        assert Program(lowered).kernel_refusal() is None
+    for text in ("", "tcp port 80", "ip6 protochain 6"):
+        program = compile(text)
+        assert lower_program(program) is program.instructions
+    plain = compile("inner tcp port 80", target="classic")
+    assert lower_program(plain) is plain.instructions
+
+
+def test_errors_of_lowering() -> None:
+    """Keys in a loop, and on a link type that has none, by its name or its number."""
+    load = Instruction(LD_W_ABS, k=KEY_BY_NAME["tproto"].k)
+    loop = (load, Instruction(JEQ_K, 1, 0, 6), Instruction(JA, k=0xFFFFFFFD), Instruction(RET_K, k=1))
+    none = "the program loads flow keys, and there are none on link type"
+    for instructions, linktype, message in (
+        (loop, 1, "instruction 2: a jump backwards makes a loop, and the program loads flow keys: only one without loops can"),
+        ((load, Instruction(RET_A)), 105, f"{none} IEEE802_11"),
+        ((load, Instruction(RET_A)), 60000, f"{none} 60000"),
+    ):
+        with pytest.raises(ProgramError) as error:
+            lower_program(program_of(instructions, linktype))
+        assert str(error.value) == message
