@@ -2,7 +2,7 @@
  *
  * In:  eight bytes that say what to do (struct plan), then a capture without its file header.
  * Checked: the records found lie in the buffer, one behind the other, and are the same however the buffer is filled and however
- * little room there is for them. What is selected is what the program says of each packet. What is written as it stands is what
+ * little room there is for them. Nothing but packets is corrected. What is selected is what the program says of each packet. What is written as it stands is what
  * stood there; what is converted is found again by a scan, with the packets, lengths and times it had. Times are those of arithmetic with
  * integers of 128 bits. Guesses lie where they may, at something that a scan takes.
  */
@@ -21,7 +21,7 @@ struct plan {
     uint8_t room;    /* for that many records at a time */
     uint8_t output;  /* for that many bytes more than the longest packet */
     uint8_t form;    /* bit 0: to pcapng; bit 1: nanoseconds; bits 2 to 4: snap length */
-    uint8_t clock;   /* of each interface: where its numbers are taken from the table */
+    uint8_t clock;   /* where in their tables the clocks and link types of interfaces are */
     uint8_t place;   /* from where on to guess */
 };
 
@@ -31,6 +31,10 @@ static const struct clock CLOCKS[] = {
     {10000000000000000000ull, 0, 0}, {1ull << 34, 0, INT64_MIN}, {18446744073ull, 0, INT64_MAX}, {UINT64_MAX, 0, -9223372037},
 };
 #define CLOCK_COUNT (sizeof CLOCKS / sizeof *CLOCKS)
+
+/* DLT numbers: Ethernet, and those whose packets are corrected. */
+static const uint32_t LINKTYPES[] = {1, 113, 117, 189, 220, 239, 276};
+#define LINKTYPE_COUNT (sizeof LINKTYPES / sizeof *LINKTYPES)
 
 /* What is known of a capture at a place in it. */
 struct layout {
@@ -317,6 +321,31 @@ static void check_conversions(const struct plan *plan, struct layout *layout, co
     }
 }
 
+/* Correct the packets, in a copy: nothing else may change, and of the records only the lengths on the wire. */
+static void check_corrections(const struct plan *plan, const struct layout *layout, const uint8_t *buffer, uint32_t size,
+                              const struct record *records, uint32_t count)
+{
+    uint32_t linktypes[MOST_INTERFACES];
+    for (uint32_t index = 0; index < MOST_INTERFACES; index++)
+        linktypes[index] = LINKTYPES[(plan->clock + index) % LINKTYPE_COUNT];
+    uint8_t *corrected = copy_of(buffer, size);
+    struct record *described = copy_of(records, count * sizeof *records);
+    correct_packets(linktypes, layout->is_pcapng ? layout->pcapng.swapped : layout->pcap.swapped, corrected, described, count);
+    uint32_t place = 0;
+    for (uint32_t index = 0; index < count; index++) {
+        struct record was = records[index], is = described[index];
+        if (was.interface != NOT_A_PACKET) {
+            is.wirelen = was.wirelen;
+            CHECK(memcmp(corrected + place, buffer + place, was.data - place) == 0);
+            place = was.data + was.caplen;
+        }
+        CHECK(memcmp(&was, &is, sizeof was) == 0);
+    }
+    CHECK(size == place || memcmp(corrected + place, buffer + place, size - place) == 0);
+    free(described);
+    free(corrected);
+}
+
 static void use_records(const struct plan *plan, struct layout *layout, const uint8_t *buffer, const struct record *records, uint32_t count)
 {
     int fault;
@@ -419,6 +448,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size_given)
         everything_count += scanned.count;
         if (scanned.count > 0 && scanned.stop != STOP_FULL) {
             read_region(&layout, capture, from, from + plan.place % (size - from + 1), size, records, scanned.count);
+            check_corrections(&plan, &layout, capture, size, records, scanned.count);
             use_records(&plan, &layout, capture, records, scanned.count);
         }
         if (everything_count == MOST_RECORDS || scanned.stop != STOP_SECTION)

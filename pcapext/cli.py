@@ -13,7 +13,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pcapext import __version__, pcap_bridge
@@ -21,10 +21,9 @@ from pcapext.bpf import MAXIMUM_SNAPLEN, Program
 from pcapext.compiler import TARGETS, compile
 from pcapext.dump import STYLES
 from pcapext.errors import PcapextError, ProgramError, SettingsError, printable
-from pcapext.flowkeys import KEY_BY_K
 
 if TYPE_CHECKING:
-    from pcapext.capture import Capture, Packet
+    from pcapext.selection import Filter
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,10 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             _finish_output()
     except PcapextError as error:
-        # Where nobody reads what is written any more, there is nobody to tell.
-        return 1 if isinstance(error.__cause__, BrokenPipeError) else _fail(str(error))
-    except BrokenPipeError:
-        return 1
+        return _fail(str(error))
     except KeyboardInterrupt:
         return 130
     except OSError as error:
@@ -137,25 +133,24 @@ def _filter_program(options: argparse.Namespace, linktype: str | int, snaplen: i
     )
 
 
-def _program_for(options: argparse.Namespace, capture: Capture) -> Program:
-    """The program to run over a capture: of the expression, or the one given with --program, whose settings flags replace."""
+def _filter_for(options: argparse.Namespace, expression: str | None = None) -> Filter:
+    """The filter of an expression, or of the arguments: of theirs, or the one given with --program, whose settings flags replace."""
+    from pcapext.selection import Filter
+
     settings = _chosen_settings(options)
     if options.program is None:
-        program = _filter_program(options, capture.linktype, capture.snaplen, settings)
-    elif options.expression or options.file is not None:
+        chosen = _expression(options) if expression is None else expression
+        return Filter(chosen, netmask=options.netmask, optimize=options.optimize, **settings)
+    if options.expression or options.file is not None:
         options.usage_error("argument --program: not allowed with a filter")
-    else:
-        from dataclasses import replace
+    from dataclasses import replace
 
-        program = replace(_read_program(options.program), linktype=capture.linktype)
-        if settings:
-            from pcapext.encapsulation import WalkSettings
+    program = _read_program(options.program)
+    if settings:
+        from pcapext.encapsulation import WalkSettings
 
-            program = replace(program, settings=WalkSettings(**settings))
-    for instruction in program:
-        if instruction.ancillary and instruction.k not in KEY_BY_K:
-            raise PcapextError(f"the filter asks for [{instruction.ancillary.name}], which no capture file holds")
-    return program
+        program = replace(program, settings=WalkSettings(**settings))
+    return Filter(program, adapt=True)
 
 
 def _read_program(path: str, form: str | None = None) -> Program:
@@ -173,39 +168,11 @@ def _read_program(path: str, form: str | None = None) -> Program:
 
 
 def _filter(options: argparse.Namespace) -> int:
-    from pcapext.capture import create, open_offline
+    from functools import partial
 
-    with open_offline(options.read) as capture:
-        program = _program_for(options, capture)
-        if options.count:
-            matching = 0
-            try:
-                for _ in _matching(capture, program, options.packets):
-                    matching += 1
-            finally:  # those before a damaged place count
-                print(f"{matching} packets" if matching != 1 else "1 packet")
-        elif options.write:
-            with create(options.write, like=capture) as output:
-                for packet in _matching(capture, program, options.packets):
-                    output.write(packet)
-        else:
-            from pcapext.summary import summarize
+    from pcapext.cli_filter import run_filter
 
-            for packet in _matching(capture, program, options.packets):
-                print(summarize(packet, program.settings))
-    return 0
-
-
-def _matching(capture: Capture, program: Program, limit: int | None) -> Iterable[Packet]:
-    """The packets that a program accepts, no more than `limit` of them."""
-    left = limit
-    for packet in capture:
-        if program.matches(packet.data, packet.wirelen):
-            yield packet
-            if left is not None:
-                left -= 1
-                if left == 0:  # here, so that no further packet is waited for
-                    break
+    return run_filter(options, partial(_filter_for, options))
 
 
 def _keys(options: argparse.Namespace) -> int:
@@ -216,14 +183,12 @@ def _keys(options: argparse.Namespace) -> int:
     from pcapext.dissect import dissect
 
     shown = ("nhoff", "nproto", "thoff", "tproto", "poff", "depth")
-    with open_offline(options.read) as capture:
-        program = _program_for(options, capture)
+    filter = _filter_for(options)
+    with open_offline(options.read, filter) as capture:
         if not options.json:
             print(" ".join(f"{key:>6}" for key in ("packet", *shown)))
-        for number, packet in enumerate(capture, 1):
-            if not program.matches(packet.data, packet.wirelen):
-                continue
-            keys = asdict(dissect(packet.data, packet.linktype, program.settings))
+        for number, packet in capture.numbered():
+            keys = asdict(dissect(packet.data, packet.linktype, filter.settings))
             values = {key: keys[key] for key in shown}
             if options.json:
                 print(json.dumps({"packet": number, **values}))
@@ -341,7 +306,6 @@ def _parser() -> argparse.ArgumentParser:
         # tcpdump's -O stands for none at all. What is asked for last counts.
         added.add_argument("-O", dest="optimize", action="store_const", const=0, default=1, help="do not optimize")
         added.add_argument("-O2", dest="optimize", action="store_const", const=2, help="optimize libpcap's programs further")
-        added.add_argument("-t", dest="target", default="flowkeys", choices=TARGETS, help="the form of program (flowkeys)")
         added.add_argument("--netmask", type=_netmask, default=0, metavar="MASK", help="the network's, for 'ip broadcast' (0.0.0.0)")
         settings = added.add_argument_group("settings of the walk through the headers")
         settings.add_argument(
@@ -363,22 +327,31 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("-y", dest="linktype", type=_linktype, metavar="LINKTYPE", help="link type, libpcap's name or number (EN10MB)")
     added.add_argument("-s", dest="snaplen", type=_snaplen, metavar="SNAPLEN", help="bytes to keep of a packet (262144)")
     added.add_argument("-r", dest="read", metavar="FILE", help="take link type and snap length from a capture")
+    added.add_argument("-t", dest="target", default="flowkeys", choices=TARGETS, help="the form of program (flowkeys)")
     add_expression(added)
 
-    def add_capture(added: argparse.ArgumentParser) -> None:
-        added.add_argument("-r", dest="read", metavar="IN", required=True, help="the capture to read, - for standard input")
+    def add_program(added: argparse.ArgumentParser) -> None:
         added.add_argument("--program", metavar="FILE", help="take a program, in any form that compile prints, instead of a filter")
 
-    added = add("filter", _filter, "pick packets out of a capture")
-    add_capture(added)
+    added = add("filter", _filter, "pick packets out of captures")
+    read = "a capture to read, or a folder of them; - for standard input. It may be given several times"
+    added.add_argument("-r", dest="read", metavar="IN", required=True, action="append", help=read)
+    add_program(added)
     output = added.add_mutually_exclusive_group()
-    output.add_argument("-w", dest="write", metavar="OUT", help="write the packets to a capture, - for standard output")
+    write = "write the packets to a capture: pcapng if it is called .pcapng, compressed if .gz, .zst or .lz4; - for standard output"
+    output.add_argument("-w", dest="write", metavar="OUT", help=write)
     output.add_argument("--count", action="store_true", help="print only how many there are")
-    added.add_argument("-c", dest="packets", type=_whole_number(1), metavar="N", help="stop after N packets")
+    split = "write the packets of several filters, each to a capture of its own"
+    added.add_argument("--split", nargs="+", action="extend", metavar="OUT=EXPR", help=split)
+    added.add_argument("-c", dest="packets", type=_whole_number(1), metavar="N", help="stop after N packets, with --split of each filter")
+    added.add_argument("-j", dest="workers", type=_whole_number(1, 64), metavar="N", help="work with N threads (as processors, up to 4)")
+    added.add_argument("--follow", action="store_true", help="at the end of a file wait for what is added to it, until interrupted")
+    added.add_argument("--profile", action="store_true", help="print how often each instruction of the filter ran, on standard error")
     add_expression(added)
 
     added = add("keys", _keys, "print the flow keys of the packets of a capture")
-    add_capture(added)
+    added.add_argument("-r", dest="read", metavar="IN", required=True, help="the capture to read, - for standard input")
+    add_program(added)
     added.add_argument("--json", action="store_true", help="print an object for each packet")
     add_expression(added)
 

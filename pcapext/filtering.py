@@ -58,7 +58,9 @@ def _is_capture(path: str) -> bool:
         return bytes(view) == PCAPNG_MAGIC or bytes(view) in PCAP_MAGICS
 
 
-def prepare(run: Run, outputs: Iterable[tuple[Filter, FilePath | Counting | None]], limit: int | None = None) -> None:
+def prepare(
+    run: Run, outputs: Iterable[tuple[Filter, FilePath | Counting | None]], limit: int | None = None, *, profile: bool = False
+) -> None:
     """Give a run its tasks: filters, and for each where its packets go; None only counts them.
 
     Whatever is wrong with a filter for the first capture or with the name of an output is raised before anything is written.
@@ -66,7 +68,7 @@ def prepare(run: Run, outputs: Iterable[tuple[Filter, FilePath | Counting | None
     layout, named = run.first_layout(), list(outputs)
     if layout.header:
         for filter, _ in named:
-            filter.matcher(layout.header.linktype)
+            filter.matcher(layout.header.linktype, layout)
     precision = None
     if run.has_several and any(isinstance(output, str | os.PathLike) and not is_pcapng(output) for _, output in named):
         precision = largest_of(run.layouts())
@@ -77,7 +79,7 @@ def prepare(run: Run, outputs: Iterable[tuple[Filter, FilePath | Counting | None
             case str() | os.PathLike():
                 sink = open_sink(output, inputs=run.files())
                 output = PcapngOutput(sink) if is_pcapng(output) else PcapOutput(sink, precision)
-        run.tasks.append(Task(filter, output, limit))
+        run.tasks.append(Task(filter, output, limit, profile))
 
 
 def _finish(run: Run) -> Filtered:

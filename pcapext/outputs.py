@@ -54,8 +54,9 @@ class Counting:
     def close(self) -> None:
         """The output is complete."""
 
-    def abandon(self) -> None:
-        """The output must not look complete."""
+    def abandon(self) -> str | None:
+        """The output must not look complete. The name of the file that is left of it, if one is."""
+        return None
 
 
 class Calling(Counting):
@@ -92,14 +93,14 @@ class _Writing(Counting):
     def close(self) -> None:
         self._sink.close()
 
-    def abandon(self) -> None:
-        self._sink.abandon()
+    def abandon(self) -> str | None:
+        return self._sink.abandon()
 
     def _as_it_stands(self, selected: Selected) -> None:
         chunk, records = selected.batch.chunk, selected.batch.records
         if self._sink.descriptor is None:
-            self._piecewise(selected, lambda *where: lib.copy_records(chunk.buffer, records, *where))
-        elif fault := lib.write_records(self._sink.descriptor, chunk.buffer, records, selected.indexes, selected.length):
+            self._piecewise(selected, lambda *where: lib.copy_records(chunk.as_read, records, *where))
+        elif fault := lib.write_records(self._sink.descriptor, chunk.as_read, records, selected.indexes, selected.length):
             raise CaptureError(f"{self._sink.name}: {os.strerror(fault)}") from OSError(fault, os.strerror(fault))
 
     def _converted(self, source: Input, selected: Selected, form: Any) -> None:
@@ -192,6 +193,7 @@ class PcapOutput(_Writing):
         theirs = layout.header
         return (
             theirs is not None
+            and layout.corrected is None
             and (theirs.byteorder, theirs.record_header, theirs.lengths) == (NATIVE, 16, Lengths.CAPTURED_FIRST)
             and theirs.nanoseconds == header.nanoseconds
             and theirs.snaplen <= header.snaplen

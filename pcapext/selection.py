@@ -3,25 +3,32 @@
 In:  a filter: an expression, or a `Program`; batches of records.
 Out: for each batch the indexes of the records that are accepted.
 
-An expression is compiled for each link type whose packets are met, and not before.
+An expression is compiled for each link type whose packets are met, and not before. Where packets begin with an address family in the
+byte order of the file, it is compiled for that order too.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pcapext import pcap_bridge
 from pcapext.bpf import RET_K, U32, Instruction, Program
-from pcapext.compiler import compile_to_run, lower_program
+from pcapext.compiler import REJECTS_ALL, compile_to_run, lower_program, settings_of
 from pcapext.engine import Matcher, allocate, ffi, lib
 from pcapext.errors import FilterError, ProgramError
+from pcapext.formats import NATIVE
 from pcapext.records import Batch, Layout
+
+if TYPE_CHECKING:
+    from pcapext.encapsulation import WalkSettings
 
 _ETHERNET = 1
 #: The program that accepts everything.
 _ACCEPT = (Instruction(RET_K, k=U32),)
+#: The program that accepts nothing.
+_REJECT = (Instruction(RET_K),)
 
 
 class Filter:
@@ -29,22 +36,58 @@ class Filter:
 
     `source` is an expression, compiled with `options`, those of `compile`; or a program, for packets of its own link type, unless
     `adapt` says to run it on those of any; or None, which accepts everything.
+
+    An expression that can match no packet of a link type is a `FilterError`, as in tcpdump; in a pcapng file, which may have
+    packets of several link types, only where it can match none of any.
     """
 
     def __init__(self, source: str | Program | None, *, adapt: bool = False, **options: Any) -> None:
         self.source = source
+        #: What packets are run through, by link type and byte order of the capture.
+        self.matchers: dict[tuple[int, str], Matcher] = {}
         self._adapt = adapt
         self._options = options
         self._lock = Lock()
-        self._matchers: dict[int, Matcher] = {}
+        self._rejecting: list[FilterError] = []
 
-    def instructions(self, linktype: int) -> tuple[Instruction, ...]:
-        """The instructions for packets of a link type. Raises what `compile` raises."""
+    @property
+    def settings(self) -> WalkSettings | None:
+        """The settings of the walk, None for the usual ones."""
+        if isinstance(self.source, Program):
+            return self.source.settings
+        return settings_of(**{name: value for name, value in self._options.items() if name not in ("netmask", "optimize")})
+
+    def matcher(self, linktype: int, layout: Layout) -> Matcher:
+        """The filter for packets of a link type in a capture. Raises what `compile` raises."""
+        return self._matcher(linktype, layout.byteorder, is_only=layout.header is not None)
+
+    def _matcher(self, linktype: int, byteorder: str, *, is_only: bool) -> Matcher:
+        """`is_only`: there can be packets of no other link type."""
+        kind = linktype, byteorder if linktype in pcap_bridge.LOOPBACK_LINKTYPES else NATIVE
+        with self._lock:  # so that two threads do not do the same work
+            if kind not in self.matchers:
+                try:
+                    self.matchers[kind] = Matcher(self._instructions(*kind))
+                except FilterError as error:
+                    if is_only or error.message != REJECTS_ALL:
+                        raise
+                    self._rejecting.append(error)
+                    self.matchers[kind] = Matcher(_REJECT)
+            return self.matchers[kind]
+
+    def check(self) -> None:
+        """Raise what is wrong with the filter and was not told, since no packet came to it."""
+        if not self.matchers:
+            self._matcher(self.source.linktype if isinstance(self.source, Program) else _ETHERNET, NATIVE, is_only=True)
+        if len(self._rejecting) == len(self.matchers):
+            raise self._rejecting[0]
+
+    def _instructions(self, linktype: int, byteorder: str) -> tuple[Instruction, ...]:
         match self.source:
             case None:
                 return _ACCEPT
             case str():
-                made = compile_to_run(self.source, linktype, **self._options)
+                made = compile_to_run(self.source, linktype, byteorder, **self._options)
             case Program():
                 program = replace(self.source, linktype=linktype) if self._adapt else self.source
                 if program.linktype != linktype:
@@ -54,18 +97,6 @@ class Filter:
             if instruction.ancillary:
                 raise FilterError(f"the filter asks for [{instruction.ancillary.name}], which no capture file holds")
         return made
-
-    def check(self) -> None:
-        """Raise what is wrong with the filter, if no packet has been there yet to compile it for."""
-        if not self._matchers:
-            self.matcher(self.source.linktype if isinstance(self.source, Program) else _ETHERNET)
-
-    def matcher(self, linktype: int) -> Matcher:
-        """The filter for packets of a link type."""
-        with self._lock:  # so that two threads do not do the same work
-            if linktype not in self._matchers:
-                self._matchers[linktype] = Matcher(self.instructions(linktype))
-            return self._matchers[linktype]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,12 +121,14 @@ class Selected:
 class Selector:
     """A filter and memory for what it selects of a chunk. For one thread.
 
-    With `blocks`, blocks of pcapng without packets are selected too.
+    With `blocks`, blocks of pcapng without packets are selected too. With `is_profiled` the matchers count what they run.
     """
 
-    def __init__(self, filter: Filter, blocks: bool) -> None:
+    def __init__(self, filter: Filter, blocks: bool = False, is_profiled: bool = False) -> None:
         self._filter = filter
         self._blocks = blocks
+        self._is_profiled = is_profiled
+        self._counters: Any = ffi.NULL
         self._layout: Layout | None = None
         self._programs: Any = None
         self._indexes: Any = None
@@ -104,21 +137,26 @@ class Selector:
     def select(self, batch: Batch) -> Selected:
         """What the filter accepts of a batch. It is good until the next batch with the same first record."""
         if batch.layout is not self._layout:
-            self._programs = ffi.new("struct program *[]", len(batch.layout.interfaces) or 1)
-            self._layout = batch.layout
+            self._layout, count = batch.layout, len(batch.layout.interfaces) or 1
+            self._programs = ffi.new("struct program *[]", count)
+            if self._is_profiled:
+                self._counters = ffi.new("uint64_t *[]", count)
         if self._indexes is None:
             self._indexes = allocate("uint32_t[]", batch.chunk.capacity)
         indexes = self._indexes + batch.first
         while (packets := self._match(batch, indexes)) == lib.NO_PROGRAM:
             interface = batch.records[self._length[0]].interface
-            self._programs[interface] = self._filter.matcher(batch.layout.interfaces[interface].linktype).pointer
+            matcher = self._filter.matcher(batch.layout.interfaces[interface].linktype, batch.layout)
+            self._programs[interface] = matcher.pointer
+            if self._is_profiled:
+                self._counters[interface] = matcher.counters
         if packets == lib.STOPPED:
             raise ProgramError("the program was stopped: it jumps backwards and does not end")
         return Selected(batch, indexes, self._length[0], packets)
 
     def _match(self, batch: Batch, indexes: Any) -> int:
         found: int = lib.match_records(
-            self._programs, batch.chunk.buffer, batch.records, batch.count, self._blocks, indexes, self._length, ffi.NULL
+            self._programs, batch.chunk.buffer, batch.records, batch.count, self._blocks, indexes, self._length, self._counters
         )
         return found
 

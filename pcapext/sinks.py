@@ -77,20 +77,24 @@ class Sink(AbstractContextManager["Sink"]):
             raise
         self._close()
 
-    def abandon(self) -> None:
-        """Leave what was written as OUT.part, if it was anything. A pipe gets no more."""
+    def abandon(self) -> str | None:
+        """Leave what was written as OUT.part, if it was anything: its name. A pipe gets no more."""
         if self._file < 0:
-            return
+            return None
+        left = None
         try:
             if self._becomes:
                 if self._encoder and self._begun and not self._fault:
                     with suppress(CaptureError):
                         self._write(self._encoder.finish())
                 with suppress(OSError):
+                    left = f"{self.name}.part"
                     if os.fstat(self._file).st_size == 0:
+                        left = None
                         os.unlink(_part(self._becomes))
         finally:
             self._close()
+        return left
 
     def _close(self) -> None:
         self.descriptor = None

@@ -35,11 +35,15 @@ _MOST_WORKERS = 4
 
 @dataclass(slots=True, eq=False)
 class Task:
-    """A filter and where its packets go; no more of them than `limit`, if there is one. `matching` is how many there were."""
+    """A filter and where its packets go; no more of them than `limit`, if there is one. `matching` is how many there were.
+
+    With `is_profiled` each matcher's `counts` tell how often its instructions ran; then there must be one worker only.
+    """
 
     filter: Filter
     output: Counting
     limit: int | None = None
+    is_profiled: bool = False
     matching: int = 0
 
     @property
@@ -101,6 +105,8 @@ class Run(AbstractContextManager["Run"]):
         self.tasks: list[Task] = []
         self.packets = 0
         self.cut_short: list[CutShortError] = []
+        #: Files that are left of outputs that are not complete.
+        self.left: list[str] = []
         self._origins: list[Origin | Input] = list(origins)
         self._workers = workers or min(usable_processors(), _MOST_WORKERS)
         self._follow = follow
@@ -177,8 +183,7 @@ class Run(AbstractContextManager["Run"]):
 
     def __exit__(self, *_: object) -> None:
         """Let go of everything; outputs that are not complete are not to look so."""
-        for task in self.tasks:
-            task.output.abandon()
+        self.left = [name for task in self.tasks if (name := task.output.abandon())]
         for input in self._opened:
             input.stream.close()
         os.close(self._wake)
@@ -209,7 +214,7 @@ class Run(AbstractContextManager["Run"]):
     def _work(self) -> None:
         try:
             chunk = Chunk()
-            selectors = [Selector(task.filter, task.output.blocks) for task in self.tasks]
+            selectors = [Selector(task.filter, task.output.blocks, task.is_profiled) for task in self.tasks]
             while job := self._take(chunk):
                 try:
                     self._read(job, chunk, selectors)

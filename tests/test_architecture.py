@@ -24,10 +24,11 @@ ROWS = (
     # What a user calls.
     "__main__",
     "cli",
+    "cli_filter",
     "integrations",
     "integrations.*",
     "pcapext",
-    "summary filtering",
+    "summary filtering progress",
     # Captures, with filters.
     "capture workers",
     "outputs",

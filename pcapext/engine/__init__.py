@@ -44,7 +44,7 @@ class Matcher:
     (3, 0)
     """
 
-    __slots__ = ("length", "pointer")
+    __slots__ = ("_counts", "instructions", "pointer")
 
     def __init__(self, instructions: Sequence[Instruction]) -> None:
         octets = b"".join(struct.pack("=HBBI", i.code, i.jt, i.jf, i.k) for i in instructions)
@@ -55,7 +55,8 @@ class Matcher:
                 raise MemoryError
             raise ProgramError(f"instruction {index[0]}: the engine cannot run it")
         self.pointer = ffi.gc(pointer, lib.program_free)
-        self.length = len(instructions)
+        self.instructions = tuple(instructions)
+        self._counts: Any = None
 
     def run(self, packet: Buffer, wirelen: int | None = None) -> int:
         """What the program returns for `packet`, any buffer of captured bytes, which had `wirelen` bytes on the wire."""
@@ -69,10 +70,22 @@ class Matcher:
             raise ProgramError(_STOPPED)
         return value
 
+    @property
+    def counters(self) -> Any:
+        """A `uint64_t` for each instruction, for whoever counts how often it runs. At first they are 0."""
+        if self._counts is None:
+            self._counts = ffi.new("uint64_t[]", len(self.instructions))
+        return self._counts
+
+    @property
+    def counts(self) -> list[int]:
+        """What was counted: how often each instruction ran."""
+        return ffi.unpack(self.counters, len(self.instructions))  # type: ignore[no-any-return]
+
     def count(self, packet: Buffer, wirelen: int | None = None) -> list[int]:
         """How often each instruction runs for a packet."""
         data = ffi.from_buffer("uint8_t[]", packet)
-        counts = ffi.new("uint64_t[]", self.length)
+        counts = ffi.new("uint64_t[]", len(self.instructions))
         if lib.program_run_counting(self.pointer, data, len(data), len(data) if wirelen is None else wirelen, counts) < 0:
             raise ProgramError(_STOPPED)
-        return ffi.unpack(counts, self.length)  # type: ignore[no-any-return]
+        return ffi.unpack(counts, len(self.instructions))  # type: ignore[no-any-return]
