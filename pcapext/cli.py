@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status."""
+    # A standard stream that was closed before we began: using it must fail, and no file that is opened may take its place.
+    if sys.stdin is None:
+        os.open(os.devnull, os.O_PATH)
     if sys.stdout is None:
-        # It was closed before we began. Writing to it must fail then, and no file that is opened may take its place.
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
     options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command

@@ -220,7 +220,10 @@ def test_damage(path: Path) -> None:
     with open_offline(path) as capture:
         packets = iter(capture)
         next(packets)
-        assert error(lambda: next(packets)) == f"{path}: byte {second}: a record of a packet with 4294967295 bytes, more than the snap length allows"
+        assert (
+            error(lambda: next(packets))
+            == f"{path}: byte {second}: a record of a packet with 4294967295 bytes, more than the snap length allows"
+        )
 
 
 def test_several_link_types(path: Path) -> None:
