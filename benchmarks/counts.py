@@ -18,8 +18,8 @@ from benchmarks import BENCHMARKS
 from benchmarks.frames import NAMES, frames
 from pcapext import FilterError, Program
 from pcapext.compiler import TARGETS
+from pcapext.flowkeys import EXTENSION_WORDS
 from pcapext.machine import run
-from pcapext.syntax import EXTENSION_WORDS
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden" / "counts.txt"
 

@@ -295,7 +295,8 @@ class _Version(argparse.Action):
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pcapext", description="tcpdump's filters, for the innermost headers of tunnelled packets too")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version, and libpcap's and where it is")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    # Named here, the program is not put together from the help, which would load much.
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", prog="pcapext")
 
     def add(name: str, command: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=summary, description=summary)

@@ -10,16 +10,19 @@ import argparse
 import stat
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pcapext.bpf import Program
 from pcapext.capture import packets_of
-from pcapext.encapsulation import WalkSettings
 from pcapext.errors import CaptureError, printable
 from pcapext.filtering import captures, prepare
 from pcapext.outputs import Calling, Counting
 from pcapext.progress import Progress
 from pcapext.selection import Filter, Selected
 from pcapext.workers import Run
+
+if TYPE_CHECKING:
+    from pcapext.encapsulation import WalkSettings
 
 #: What a shell tells of a program that SIGINT ended.
 INTERRUPTED = 130

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pcapext import pcap_bridge
 from pcapext.bpf import MAX_INSTRUCTIONS, MAXIMUM_SNAPLEN, Instruction, Program
 from pcapext.errors import FilterError, ProgramError, Span
-from pcapext.flowkeys import KEY_BY_K
+from pcapext.flowkeys import EXTENSION_WORDS, KEY_BY_K
 from pcapext.standard import compile_standard, placed
 
 if TYPE_CHECKING:
@@ -138,8 +138,6 @@ def settings_of(**given: Any) -> WalkSettings | None:
 
 def _may_extend(expression: str) -> bool:
     """Whether one of pcapext's words is in an expression, perhaps only as a part of a name."""
-    from pcapext.syntax import EXTENSION_WORDS  # here, since `import pcapext` has no use for the classes of the tree
-
     return re.search(rf"\b(?:{'|'.join(EXTENSION_WORDS)})\b", expression) is not None
 
 

@@ -45,6 +45,9 @@ FLOW_KEYS: tuple[FlowKey, ...] = (
     FlowKey("lhoff", 88, "offset of the Ethernet header before the innermost headers, 0xffffffff where there is none"),
 )
 
+#: The words that pcapext reserves (LANGUAGE.md 1). A filter without one of them is libpcap's alone.
+EXTENSION_WORDS = ("inner", "outer", "encap", "depth", "payload", "nhoff", "nproto", "thoff", "tproto", "poff")
+
 #: The table by name and by k.
 KEY_BY_NAME = {key.name: key for key in FLOW_KEYS}
 KEY_BY_K = {key.k: key for key in FLOW_KEYS}

@@ -19,7 +19,7 @@ from ply import lex
 from ply.lex import TOKEN
 
 from pcapext.errors import FilterError, Span
-from pcapext.syntax import EXTENSION_WORDS
+from pcapext.flowkeys import EXTENSION_WORDS
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator
 
 from pcapext.errors import Span
-from pcapext.syntax import EXTENSION_WORDS, And, Cast, Encap, Expression, Group, Not, Or, Primitive, Protocol, Qualified, Relation, Standard
+from pcapext.flowkeys import EXTENSION_WORDS
+from pcapext.syntax import And, Cast, Encap, Expression, Group, Not, Or, Primitive, Protocol, Qualified, Relation, Standard
 
 #: A term from which a value has no qualifiers to inherit, so that libpcap complains about the value.
 _NOTHING = "less 0 or"

@@ -22,9 +22,6 @@ from pcapext.errors import Span
 
 Scope = Literal["inner", "outer"]
 
-#: The words that pcapext reserves (LANGUAGE.md 1). A filter without one of them is libpcap's alone.
-EXTENSION_WORDS = ("inner", "outer", "encap", "depth", "payload", "nhoff", "nproto", "thoff", "tproto", "poff")
-
 #: How deep arithmetic may nest. libpcap gives up earlier, when its 16 M[] slots are used up (gencode.c, alloc_reg).
 ARITHMETIC_DEPTH = 100
 

@@ -650,7 +650,10 @@ def test_standard_streams() -> None:
     assert pcapext_process("check", "-", input=program).returncode == 0
     assert pcapext_process("filter", "-r", TUNNELS, "--count", "--program", "-", input=program).stdout == b"28 packets\n"
     foreign = pcapext_process("filter", "-r", "-", input=b"no capture")
-    assert (foreign.returncode, foreign.stderr) == (1, b"pcapext: standard input: byte 0: neither a pcap nor a pcapng file begins like this\n")
+    assert (foreign.returncode, foreign.stderr) == (
+        1,
+        b"pcapext: standard input: byte 0: neither a pcap nor a pcapng file begins like this\n",
+    )
     assert pcapext_process("compile", "-F", "-", input=b"\xff").stderr == b"pcapext: standard input: byte 0 is not UTF-8 text\n"
 
 

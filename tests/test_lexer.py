@@ -15,8 +15,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pcapext.errors import FilterError, Span
+from pcapext.flowkeys import EXTENSION_WORDS
 from pcapext.lexer import KEYWORDS, NUMBER_NAMES, Lexeme, make_lexer
-from pcapext.syntax import EXTENSION_WORDS
 
 
 def tokens(text: str) -> list[tuple[str, Lexeme]]:

@@ -24,11 +24,11 @@ from ply import yacc
 
 from pcapext import parser
 from pcapext.errors import FilterError
+from pcapext.flowkeys import EXTENSION_WORDS
 from pcapext.lexer import KEYWORDS
 from pcapext.parser import parse
 from pcapext.syntax import (
     ARITHMETIC_DEPTH,
-    EXTENSION_WORDS,
     Access,
     Binary,
     Cast,

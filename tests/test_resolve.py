@@ -25,12 +25,12 @@ from packets import EN10MB, Generated, packets
 from pcapext import names, pcap_bridge
 from pcapext.errors import FilterError, Span
 from pcapext.extension import Extension, MixedRelation, Term
+from pcapext.flowkeys import EXTENSION_WORDS
 from pcapext.headers import HEADERS
 from pcapext.mark import mark
 from pcapext.parser import parse
 from pcapext.resolve import resolve
 from pcapext.syntax import (
-    EXTENSION_WORDS,
     Access,
     And,
     Arithmetic,
