@@ -4,9 +4,10 @@ In:  captures, and for each output a filter.
 Out: the outputs; how many packets there were, and how many were selected.
 
 Workers take *jobs*, the next pieces of the inputs. A worker reads its piece, finds the records in it and asks the filters, all beside the
-other workers; then it waits until it is its turn, and writes what was selected. So the outputs have the order of the inputs.
+other workers. Then the job is *settled*: what was selected is written. Jobs are settled in their order, so the outputs have that of
+the inputs, by one worker at a time: who is ready while another one settles leaves its job to that one and takes the next.
 
-A piece of a regular file is a region: its worker guesses where the first record begins, and when its turn comes the job before
+A piece of a regular file is a region: its worker guesses where the first record begins, and when it is settled the job before
 has told it. Where the guess was wrong, the region is read once more. From other inputs (pipes, compressed files) one worker
 at a time reads; only what comes behind is done side by side.
 """
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 #: Workers unless told: from a few on, reading is as fast as memory.
 _MOST_WORKERS = 4
+#: Desks for each worker. With two it need not wait while another one settles.
+_DESKS = 2
 
 
 @dataclass(slots=True, eq=False)
@@ -70,14 +73,28 @@ class _Source:
         return self.input.stream.position if self.size is None else self.input.offset
 
 
-class _Job:
-    """A piece of a source. `number` says when it is its turn."""
+class _Desk:
+    """The memory that a job needs until it is settled."""
 
-    def __init__(self, number: int, source: _Source | None, portion: Portion | None = None, error: BaseException | None = None) -> None:
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.chunk = Chunk()
+        self.selectors = [Selector(task.filter, task.output.blocks, task.is_profiled) for task in tasks]
+
+    def select(self, portion: Portion) -> list[list[Selected]]:
+        return [[selector.select(batch) for batch in portion.batches] for selector in self.selectors]
+
+
+class _Job:
+    """A piece of a source. Jobs are settled in the order of their numbers."""
+
+    def __init__(
+        self, number: int, desk: _Desk, source: _Source | None, portion: Portion | None = None, error: BaseException | None = None
+    ) -> None:
         self.number = number
+        self.desk = desk
         self.source = source
         self.portion = portion
-        #: What to raise when it is its turn.
+        #: What to raise when it is settled.
         self.error = error
         #: What each task selected of the portion.
         self.selected: list[list[Selected]] = []
@@ -89,8 +106,8 @@ class _Region(_Job):
     Where `is_exact`, a record is known to begin at `start`.
     """
 
-    def __init__(self, number: int, source: _Source, start: int, end: int, is_exact: bool, is_last: bool) -> None:
-        super().__init__(number, source)
+    def __init__(self, number: int, desk: _Desk, source: _Source, start: int, end: int, is_exact: bool, is_last: bool) -> None:
+        super().__init__(number, desk, source)
         self.start = start
         self.end = end
         self.is_exact = is_exact
@@ -112,9 +129,13 @@ class Run(AbstractContextManager["Run"]):
         self._origins: list[Origin | Input] = list(origins)
         self._workers = workers or min(usable_processors(), _MOST_WORKERS)
         self._follow = follow
-        # Held by who takes a job; by who looks whose turn it is.
-        self._taking, self._turn = threading.Lock(), threading.Condition()
+        # Held by who takes a job; by who looks at what is ready.
+        self._taking, self._looking = threading.Lock(), threading.Condition()
         self._taken = self._settled = 0
+        self._free: list[_Desk] = []
+        # Jobs to settle, by number, and whether somebody settles.
+        self._ready: dict[int, _Job] = {}
+        self._is_settling = False
         self._current: _Source | None = None
         self._opened: list[Input] = []
         self._error: BaseException | None = None
@@ -221,25 +242,32 @@ class Run(AbstractContextManager["Run"]):
     # --- what a worker does
 
     def _work(self) -> None:
-        with self._turn:
+        with self._looking:
             self._begun += 1
+            self._free += [_Desk(self.tasks) for _ in range(_DESKS)]
         try:
-            chunk = Chunk()
-            selectors = [Selector(task.filter, task.output.blocks, task.is_profiled) for task in self.tasks]
-            while job := self._take(chunk):
+            while (desk := self._free_desk()) and (job := self._take(desk)):
                 try:
-                    self._read(job, chunk, selectors)
+                    self._read(job)
                 except BaseException as error:
                     job.error = error
-                self._await_turn(job, chunk, selectors)
-        except BaseException as error:  # so that no bug makes others wait forever
+                self._settle_ready(job)
+        except BaseException as error:
             self._fail(error)
         finally:
-            with self._turn:
+            with self._looking:
                 self._ended += 1
             self._ends.put(None)
 
-    def _take(self, chunk: Chunk) -> _Job | None:
+    def _free_desk(self) -> _Desk | None:
+        """A desk, when there is one; None if there is nothing more to do."""
+        with self._looking:
+            while not self._free and not self._error:
+                self._looking.wait()
+            # The one used last, which is still in a cache.
+            return self._free.pop() if self._free else None
+
+    def _take(self, desk: _Desk) -> _Job | None:
         """The next job, if there is one. What is no region is read here, by one worker at a time."""
         with self._taking:
             try:
@@ -248,17 +276,17 @@ class Run(AbstractContextManager["Run"]):
                         if not self._origins:
                             break
                         self._current = _Source(self._open(self._origins.pop(0)), self._follow)
-                    job = self._take_region(self._current) if self._current.size is not None else self._take_portion(self._current, chunk)
-                    if job:
+                    take = self._take_portion if self._current.size is None else self._take_region
+                    if job := take(self._current, desk):
                         return job
                     self._current = None
             except BaseException as error:
                 self._current, self._origins = None, []
                 self._taken += 1
-                return _Job(self._taken, None, error=error)
+                return _Job(self._taken, desk, None, error=error)
         return None
 
-    def _take_region(self, source: _Source) -> _Job | None:
+    def _take_region(self, source: _Source, desk: _Desk) -> _Job | None:
         if source.is_taken:
             return None
         assert source.size is not None
@@ -269,52 +297,59 @@ class Run(AbstractContextManager["Run"]):
         end = max(start, min(source.next + CHUNK, source.size))
         source.next, source.is_taken = end, end >= source.size
         source.under_way += 1
-        return _Region(self._taken, source, start, end, is_exact, source.is_taken)
+        return _Region(self._taken, desk, source, start, end, is_exact, source.is_taken)
 
-    def _take_portion(self, source: _Source, chunk: Chunk) -> _Job | None:
-        portion = None if source.is_taken else source.input.read(chunk)
+    def _take_portion(self, source: _Source, desk: _Desk) -> _Job | None:
+        portion = None if source.is_taken else source.input.read(desk.chunk)
         if portion is None:
             self._done_before += source.done
             self._close(source.input)
             return None
         source.is_taken = portion.fault is not None
         self._taken += 1
-        return _Job(self._taken, source, portion)
+        return _Job(self._taken, desk, source, portion)
 
-    def _read(self, job: _Job, chunk: Chunk, selectors: Sequence[Selector]) -> None:
-        """What can be done before it is the job's turn."""
+    def _read(self, job: _Job) -> None:
+        """What can be done before the jobs before it are settled."""
         if isinstance(job, _Region):
             assert job.source
             input = job.source.input
-            job.portion = input.read_region(chunk, job.start, job.end, input.layout if job.is_exact else None)
+            job.portion = input.read_region(job.desk.chunk, job.start, job.end, input.layout if job.is_exact else None)
         if job.portion:
-            job.selected = self._select(job.portion, selectors)
+            job.selected = job.desk.select(job.portion)
 
-    @staticmethod
-    def _select(portion: Portion, selectors: Sequence[Selector]) -> list[list[Selected]]:
-        return [[selector.select(batch) for batch in portion.batches] for selector in selectors]
+    def _settle_ready(self, job: _Job) -> None:
+        """Settle a job, if it is the next one, and then what else is ready; or leave it to who settles."""
+        with self._looking:
+            self._ready[job.number] = job
+            if self._is_settling:
+                return
+            self._is_settling = True
+        while following := self._next_ready():
+            self._settle(following)
+            with self._looking:
+                self._settled = following.number
+                self._free.append(following.desk)
+                self._looking.notify()
 
-    def _await_turn(self, job: _Job, chunk: Chunk, selectors: Sequence[Selector]) -> None:
-        with self._turn:
-            self._turn.wait_for(lambda: self._settled == job.number - 1 or self._error)
-        if self._error:
-            return
-        self._settle(job, chunk, selectors)
-        with self._turn:
-            self._settled = job.number
-            self._turn.notify_all()
+    def _next_ready(self) -> _Job | None:
+        with self._looking:
+            following = self._ready.pop(self._settled + 1, None)
+            self._is_settling = following is not None
+            return following
 
     def _fail(self, error: BaseException) -> None:
-        with self._turn:
+        """Nobody settles any more."""
+        with self._looking:
             self._error = self._error or error
             self._stopping = True
-            self._turn.notify_all()
+            self._looking.notify_all()
         with suppress(OSError):
             os.write(self._wake, b"\0")
 
-    # --- what a worker does when it is its turn: nobody else does any of this then
+    # --- what only the worker does that settles
 
-    def _settle(self, job: _Job, chunk: Chunk, selectors: Sequence[Selector]) -> None:
+    def _settle(self, job: _Job) -> None:
         source = job.source
         if self._full:
             return
@@ -326,13 +361,13 @@ class Run(AbstractContextManager["Run"]):
             for task in self.tasks:
                 task.output.begin(source.input)
         if isinstance(job, _Region):
-            self._settle_region(job, source, chunk, selectors)
+            self._settle_region(job, source)
         elif job.portion:
             self._write(source, job.portion, job.selected)
         for task in self.tasks:
             task.output.flush()
 
-    def _settle_region(self, job: _Region, source: _Source, chunk: Chunk, selectors: Sequence[Selector]) -> None:
+    def _settle_region(self, job: _Region, source: _Source) -> None:
         input, portion = source.input, job.portion
         if portion and (portion.start, portion.before) == (input.offset, input.layout):
             if job.error:
@@ -341,14 +376,15 @@ class Run(AbstractContextManager["Run"]):
             self._write(source, portion, job.selected)
         # What the guess missed, and what a chunk could not hold. The last region goes on to the end.
         while (input.offset < job.end or job.is_last) and not self._stopping:
-            portion = input.read_region(chunk, input.offset, max(job.end, input.offset + CHUNK) if job.is_last else job.end, input.layout)
+            end = max(job.end, input.offset + CHUNK) if job.is_last else job.end
+            portion = input.read_region(job.desk.chunk, input.offset, end, input.layout)
             assert portion
             if portion.start == portion.end and not portion.fault:
                 if portion.needed and job.is_last:
                     self.cut_short.append(input.cut_short(portion))
                 break
             input.offset, input.layout = portion.end, portion.after
-            self._write(source, portion, self._select(portion, selectors))
+            self._write(source, portion, job.desk.select(portion))
         source.under_way -= 1
         if job.is_last:
             self._done_before += source.done
