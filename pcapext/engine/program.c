@@ -80,7 +80,7 @@ enum check { CHECK_NOTHING, CHECK_SLOT, CHECK_DIVISION, CHECK_SHIFT, CHECK_DISTA
     ROW(LD_B_ABS, 1, step->k, packet[at])                 \
     ROW(LD_W_IND, 4, (uint64_t)X + step->k, word(packet + at)) \
     ROW(LD_H_IND, 2, (uint64_t)X + step->k, half(packet + at)) \
-    ROW(LD_B_IND, 1, (uint64_t)X + step->k, packet[at])    \
+    ROW(LD_B_IND, 1, (uint64_t)X + step->k, packet[at])        \
     ROW(LD_KEY, 0, 0, (WALK_ONCE, key_at(&keys, step->k)))
 
 /* A load and the test of A that follows it are one operation: half of a usual program are such pairs, and finding the next thing to do is most
@@ -106,7 +106,7 @@ static const struct row ROWS[] = {OPERATIONS(ENTRY)};
 struct step {
     uint16_t operation;
     uint16_t single; /* the operation without what was paired with it */
-    uint32_t k; /* of a load of a flow key: where it is in struct flow_keys */
+    uint32_t k; /* of LD_KEY: where the key stands in struct flow_keys */
     uint32_t jt, jf;
 };
 
@@ -234,6 +234,7 @@ static inline __attribute__((always_inline)) int64_t run(const struct program *p
 
     /* The first load of a flow key walks, the others find the keys. */
 #define WALK_ONCE (walked ? (void)0 : (walk(program->walk, packet, caplen, &keys), (void)(walked = 1)))
+
     /* `size` bytes at `place`, which is not cut to 32 bits. They must lie wholly inside. */
 #define LOAD(size, place, assignment)     \
     {                                     \

@@ -43,7 +43,7 @@ _KEYS = tuple(name for name, _ in ffi.typeof("struct flow_keys").fields)
 
 
 def dissect(packet: Buffer, linktype: int = 1, settings: WalkSettings | None = None) -> FlowKeys:
-    """The flow keys of `packet`: what `pcapext.dissect.dissect` gives, with its arguments and errors, in less time.
+    """The flow keys of `packet`, any contiguous buffer: what `pcapext.dissect.dissect` gives, with its errors, in less time.
 
     >>> dissect(bytes.fromhex("ffffffffffff 020000000002 0806"))
     FlowKeys(nhoff=14, nproto=2054, thoff=0, tproto=0, poff=0, depth=0, lhoff=0)
