@@ -4,9 +4,9 @@
 #   ./setup.sh                      a virtual environment in .venv, from python3
 #   PYTHON=python3.12 ./setup.sh    from another Python (read only while there is no .venv)
 #
-# On Debian and its relatives it also installs what the tests and the capture libraries need: a C compiler, libpcap's
-# headers, tcpdump, tshark, iproute2, zstd, lz4, and netbase for names like `port http`. Elsewhere it says what is missing.
-# pcapext runs without them.
+# On Debian and its relatives it also installs what the engine is built with, a C compiler and Python's headers; and what the
+# tests and the capture libraries need: clang, which fuzzes the engine, libpcap's headers, tcpdump, tshark, iproute2, zstd, lz4,
+# and netbase for names like `port http`. Elsewhere it says what is missing.
 set -eu
 cd "$(dirname "$0")"
 PATH=$PATH:/usr/sbin:/sbin # where ip and tcpdump may be, and a user's PATH may not look
@@ -23,9 +23,17 @@ if ! usable && ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'
     exit 1
 fi
 
+# Whether the Python that the engine is built for has its headers.
+headers() {
+    if usable; then set -- $venv/bin/python; else set -- "$python"; fi
+    "$1" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))'
+}
+
 # The Debian packages whose programs or files are not here.
 missing() {
     command -v cc >/dev/null && [ -e /usr/include/stdio.h ] || echo gcc libc6-dev
+    headers || echo "${python##*/}-dev"
+    command -v clang >/dev/null && [ -e "$(clang -print-runtime-dir)/libclang_rt.fuzzer-$(uname -m).a" ] || echo clang libclang-rt-dev
     [ -e /usr/include/pcap/pcap.h ] || echo libpcap-dev
     command -v tcpdump >/dev/null || echo tcpdump
     command -v tshark >/dev/null || echo tshark
@@ -63,8 +71,9 @@ fi
 
 usable || "$python" -m venv --clear $venv
 
-# The copy is the stamp: an environment belongs to the pyproject.toml it was made from.
-if ! cmp -s pyproject.toml $venv/pyproject.toml; then
+# The copy is the stamp: an environment belongs to what it was made from, and so does the engine in it.
+made_from() { cat pyproject.toml setup.py pcapext/engine/build.py pcapext/engine/*.[ch]; }
+if ! made_from | cmp -s - $venv/made-from || ! ls pcapext/engine/_engine.*.so >/dev/null 2>&1; then
     $venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-    cp pyproject.toml $venv/pyproject.toml
+    made_from >$venv/made-from
 fi

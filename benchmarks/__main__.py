@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
+import os
+import platform
+import re
 import sys
 from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
 from random import Random
 
+import benchmarks.files  # noqa: F401  (registers its benchmarks)
 import pcapext
-from benchmarks import BENCHMARKS, Contestants, benchmark, process
+from benchmarks import BENCHMARKS, EXTENDED, LINKTYPE, PCAPEXT, PLAIN, PYTHON, SNAPLEN, Contestants, benchmark, process
 from benchmarks.counts import counting
 from pcapext import Program
-from pcapext.pcap_bridge import compile_expression
+from pcapext.pcap_bridge import compile_expression, libpcap
 from pcapext.prove import longest_way
-
-PYTHON = sys.executable
-PCAPEXT = str(Path(PYTHON).with_name("pcapext"))
-
-PLAIN = "tcp port 80"
-EXTENDED = "inner tcp port 80"
-LINKTYPE = "EN10MB"
-SNAPLEN = 262144
 
 
 @benchmark(rounds=31)
@@ -138,10 +135,20 @@ def instructions_1000_hosts() -> Mapping[str, Program]:
     return {f"{name}, at most {longest_way(program)}": program for name, program in programs.items()}
 
 
+def machine() -> str:
+    """When and on what this runs."""
+    cpus = re.findall(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE) or [platform.machine()]
+    system = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
+    return f"{datetime.date.today()}, {cpus[0]}, {len(os.sched_getaffinity(0))} cores, {system}, {libpcap().version}"
+
+
 def main(names: list[str]) -> None:
     unknown = sorted(set(names) - BENCHMARKS.keys())
     if unknown:
         raise SystemExit(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    # As where it is installed: each module is compiled once, not at every start.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    print(machine(), end="\n\n", flush=True)
     for name in names or BENCHMARKS:
         print(BENCHMARKS[name].report(), end="\n\n", flush=True)
 

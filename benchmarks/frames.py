@@ -48,12 +48,16 @@ def options(following: int, payload: bytes) -> bytes:
     return struct.pack("!BB", following, 0) + b"\1\4\0\0\0\0" + payload
 
 
-def tcp(port: int) -> bytes:
-    return struct.pack("!HHIIHHHH", 50000, port, 1, 2, 0x5018, 8192, 0, 0) + PAYLOAD
+def tcp(port: int, payload: bytes = PAYLOAD, source: int = 50000) -> bytes:
+    return struct.pack("!HHIIHHHH", source, port, 1, 2, 0x5018, 8192, 0, 0) + payload
 
 
-def udp(port: int, payload: bytes = PAYLOAD) -> bytes:
-    return struct.pack("!HHHH", 50000, port, 8 + len(payload), 0) + payload
+def udp(port: int, payload: bytes = PAYLOAD, source: int = 50000) -> bytes:
+    return struct.pack("!HHHH", source, port, 8 + len(payload), 0) + payload
+
+
+def arp(addresses: bytes) -> bytes:
+    return struct.pack("!HHBBH", 1, IPV4, 6, 4, 1) + MACS[6:] + addresses[:4] + bytes(6) + addresses[4:]
 
 
 def vxlan(vni: int, payload: bytes) -> bytes:
@@ -79,7 +83,7 @@ _PACKETS: dict[str, tuple[int, bytes]] = {
     "tcp": (IPV4, _WEB),
     "tcp6": (IPV6, _WEB6),
     "udp": (IPV4, ipv4(UDP, udp(53))),
-    "arp": (ARP, struct.pack("!HHBBH", 1, IPV4, 6, 4, 1) + MACS[6:] + INNER[:4] + bytes(6) + INNER[4:]),
+    "arp": (ARP, arp(INNER)),
     "fragment": (IPV4, ipv4(TCP, PAYLOAD, fragment=185)),
     "options6": (IPV6, ipv6(HOP_BY_HOP, options(DESTINATION_OPTIONS, options(TCP, tcp(80))))),
     "vlan": (VLAN, tag(10, IPV4, _WEB)),

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from pcapext.errors import ProgramError
 from pcapext.flowkeys import FLOW_KEYS, SKF_AD_OFF
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from pcapext.encapsulation import WalkSettings
-    from pcapext.engine import Matcher
 
 #: Instructions the kernel takes at most (BPF_MAXINSNS), and slots in the scratch memory M[] (BPF_MEMWORDS).
 MAX_INSTRUCTIONS = 4096
@@ -246,8 +245,8 @@ class Program(Sequence[Instruction]):
     settings: WalkSettings | None = None
     # Kept, because the machine looks a program up for every packet.
     _hash: int = field(init=False, repr=False, compare=False)
-    # Made when it is first needed: what the engine runs.
-    _matcher: Matcher | None = field(init=False, repr=False, compare=False, default=None)
+    # Made when it is first needed: what the engine runs, a `pcapext.engine.Matcher`.
+    _matcher: Any = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "instructions", tuple(self.instructions))
@@ -328,7 +327,7 @@ class Program(Sequence[Instruction]):
 
             matcher = matcher_of(self.instructions, self.linktype, self.settings)
             object.__setattr__(self, "_matcher", matcher)
-        return matcher.run(packet, wirelen) != 0
+        return bool(matcher.run(packet, wirelen))
 
     def dump(self, style: str = "d") -> str:
         """The program as text, in one of the styles of `pcapext.dump.dump`."""

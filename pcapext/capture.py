@@ -20,7 +20,7 @@ from pcapext.engine import allocate, ffi, lib
 from pcapext.errors import CaptureError
 from pcapext.formats import PACKET, Interface, PcapHeader, pack_section
 from pcapext.outputs import is_pcapng
-from pcapext.records import Chunk, Input, Portion, open_input
+from pcapext.records import Batch, Chunk, Input, Portion, open_input
 from pcapext.selection import Filter, Selected, Selector
 from pcapext.sinks import Sink, open_sink
 
@@ -49,7 +49,7 @@ class Packet:
 
 
 def packets_of(selected: Selected) -> Iterator[Packet]:
-    """The packets among the records that were selected."""
+    """The packets among the records that were selected, which are all of packets."""
     batch, length = selected.batch, selected.length
     chunk, interfaces = batch.chunk, batch.layout.interfaces
     times = allocate("int64_t[]", length)
@@ -72,7 +72,7 @@ class Capture(AbstractContextManager["Capture"]):
         self._filter = filter
         self._chunk = Chunk()
         self._waiting: list[Portion] = []
-        self._packets = self._read()
+        self._packets = self._selected()
         self._is_closed = False
         if input.is_pcapng:
             # The first interface is what there is to tell; it stands before all packets.
@@ -81,7 +81,7 @@ class Capture(AbstractContextManager["Capture"]):
                 if portion.fault or portion.packets:
                     break
         else:
-            filter.matcher(self.linktype, is_only=True)
+            filter.matcher(self.linktype, input.layout)
 
     @property
     def interfaces(self) -> tuple[Interface, ...]:
@@ -127,11 +127,23 @@ class Capture(AbstractContextManager["Capture"]):
             raise CaptureError(f"{self.name}: the capture is closed")
         return self._packets
 
-    def _read(self) -> Iterator[Packet]:
+    def numbered(self) -> Iterator[tuple[int, Packet]]:
+        """The same packets, each with its number among all of the capture, from 1 on."""
+        everything, number = Selector(Filter(None)), 0
+        for batch in self._batches():
+            for packet in packets_of(everything.select(batch)):
+                number += 1
+                if self._filter.matcher(packet.linktype, batch.layout).run(packet.data, packet.wirelen):
+                    yield number, packet
+
+    def _selected(self) -> Iterator[Packet]:
         selector = Selector(self._filter)
+        for batch in self._batches():
+            yield from packets_of(selector.select(batch))
+
+    def _batches(self) -> Iterator[Batch]:
         while portion := self._waiting.pop(0) if self._waiting else self._next():
-            for batch in portion.batches:
-                yield from packets_of(selector.select(batch))
+            yield from portion.batches
             if portion.fault:
                 raise portion.fault
         self._filter.check()

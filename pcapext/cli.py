@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status."""
+    # A standard stream that was closed before we began: using it must fail, and no file that is opened may take its place.
+    if sys.stdin is None:
+        os.open(os.devnull, os.O_PATH)
     if sys.stdout is None:
-        # It was closed before we began. Writing to it must fail then, and no file that is opened may take its place.
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
     options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command
@@ -184,12 +186,10 @@ def _keys(options: argparse.Namespace) -> int:
 
     shown = ("nhoff", "nproto", "thoff", "tproto", "poff", "depth")
     filter = _filter_for(options)
-    with open_offline(options.read) as capture:
+    with open_offline(options.read, filter) as capture:
         if not options.json:
             print(" ".join(f"{key:>6}" for key in ("packet", *shown)))
-        for number, packet in enumerate(capture, 1):
-            if not filter.accepts(packet.data, packet.wirelen, packet.linktype):
-                continue
+        for number, packet in capture.numbered():
             keys = asdict(dissect(packet.data, packet.linktype, filter.settings))
             values = {key: keys[key] for key in shown}
             if options.json:
@@ -198,7 +198,6 @@ def _keys(options: argparse.Namespace) -> int:
                 print(
                     " ".join(f"{value:#06x}" if key == "nproto" else f"{value:>6}" for key, value in {"packet": number, **values}.items())
                 )
-    filter.check()
     return 0
 
 

@@ -109,9 +109,8 @@ def _packets(number: int) -> str:
 
 def _print_profile(filter: Filter) -> None:
     """The programs that ran, and before each instruction how often it did."""
-    for linktype, matcher in filter.matchers.items():
-        counts = matcher.counts
+    for (linktype, _), matcher in filter.matchers.items():
         print(f"# link type {linktype}", file=sys.stderr)
         lines = Program(matcher.instructions, linktype).dump().splitlines()
-        for count, line in zip(counts, lines, strict=True):
+        for count, line in zip(matcher.counts, lines, strict=True):
             print(f"{count:>12}  {line}", file=sys.stderr)

@@ -85,31 +85,44 @@ def compile(
         extension_headers=extension_headers,
         gtpu_extensions=gtpu_extensions,
     )
-    instructions, made_for, walk = _compile(expression, number, snaplen, netmask, optimize, target, settings)
+    instructions, made_for, walk = _compile(expression, number, snaplen, netmask, optimize, target, settings, None)
     return Program(_checked_length(instructions, walk), number, snaplen, expression, made_for, settings)
 
 
 def compile_to_run(
-    expression: str, linktype: int, *, netmask: int | None = None, optimize: bool | int = True, **settings: Any
+    expression: str,
+    linktype: int,
+    byteorder: str,
+    *,
+    netmask: int | None = None,
+    optimize: bool | int = True,
+    **settings: Any,
 ) -> tuple[Instruction, ...]:
     """The instructions of a filter for the engine, which has the flow keys: more of them than a kernel takes if there have to be.
 
-    Arguments and errors are those of `compile`.
+    The filter is for packets of a file in the byte order `byteorder`, "<" or ">". The other arguments and errors are those of `compile`.
     """
-    return _compile(expression, linktype, MAXIMUM_SNAPLEN, netmask, optimize, "flowkeys", settings_of(**settings))[0]
+    return _compile(expression, linktype, MAXIMUM_SNAPLEN, netmask, optimize, "flowkeys", settings_of(**settings), byteorder)[0]
 
 
 def _compile(
-    expression: str, linktype: int, snaplen: int, netmask: int | None, optimize: int, target: str, settings: WalkSettings | None
+    expression: str,
+    linktype: int,
+    snaplen: int,
+    netmask: int | None,
+    optimize: int,
+    target: str,
+    settings: WalkSettings | None,
+    byteorder: str | None,
 ) -> tuple[tuple[Instruction, ...], str, WalkSettings | None]:
-    """The instructions, their target, and the settings of the walk if it is among them."""
+    """The instructions, their target, and the settings of the walk if it is among them. `byteorder`: of the file, None outside of files."""
     if optimize not in (0, 1, 2):
         raise FilterError(f"optimize is {optimize!r}, expected 0, 1 or 2")
     if target not in TARGETS:
         raise FilterError(f"unknown target '{target}', expected {' or '.join(TARGETS)}")
     if _may_extend(expression):
-        return _compile_extended(expression, linktype, snaplen, netmask, optimize, target, settings)
-    return compile_standard(expression, linktype, snaplen, netmask, optimize), "classic", None
+        return _compile_extended(expression, linktype, snaplen, netmask, optimize, target, settings, byteorder)
+    return compile_standard(expression, linktype, snaplen, netmask, optimize, byteorder), "classic", None
 
 
 def settings_of(**given: Any) -> WalkSettings | None:
@@ -139,7 +152,14 @@ def _checked_length(instructions: tuple[Instruction, ...], walk: WalkSettings | 
 
 
 def _compile_extended(
-    expression: str, linktype: int, snaplen: int, netmask: int | None, optimize: int, target: str, settings: WalkSettings | None
+    expression: str,
+    linktype: int,
+    snaplen: int,
+    netmask: int | None,
+    optimize: int,
+    target: str,
+    settings: WalkSettings | None,
+    byteorder: str | None,
 ) -> tuple[tuple[Instruction, ...], str, WalkSettings | None]:
     # Imported here: a standard expression needs neither our parser nor our passes.
     from pcapext.assemble import assemble
@@ -159,16 +179,16 @@ def _compile_extended(
     tree = parse(expression)
     extensions = resolve(expression, tree, netmask=netmask)
     if not extensions:
-        return compile_standard(expression, linktype, snaplen, netmask, optimize), "classic", None
+        return compile_standard(expression, linktype, snaplen, netmask, optimize, byteorder), "classic", None
     if linktype not in LINK_LAYER_BY_NUMBER:
         names = ", ".join(row.name for row in LINK_LAYERS)
         shown = pcap_bridge.linktype_name(linktype) or linktype
         raise FilterError(f"no extension term on link type {shown}; there are some on {names}", expression, extensions[0].span)
     marked = mark(expression, extensions)
     try:
-        standard = pcap_bridge.compile_expression(marked.text, linktype, snaplen, netmask, optimize=False)
+        standard = pcap_bridge.compile_expression(marked.text, linktype, snaplen, netmask, False, byteorder)
     except FilterError as error:
-        raise placed(error, expression, linktype, snaplen, netmask) from None
+        raise placed(error, expression, linktype, snaplen, netmask, byteorder) from None
     try:
         graph = lift(standard)
     except ProgramError:

@@ -68,7 +68,7 @@ def prepare(
     layout, named = run.first_layout(), list(outputs)
     if layout.header:
         for filter, _ in named:
-            filter.matcher(layout.header.linktype, is_only=True)
+            filter.matcher(layout.header.linktype, layout)
     precision = None
     if run.has_several and any(isinstance(output, str | os.PathLike) and not is_pcapng(output) for _, output in named):
         precision = largest_of(run.layouts())

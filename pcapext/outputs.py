@@ -99,8 +99,8 @@ class _Writing(Counting):
     def _as_it_stands(self, selected: Selected) -> None:
         chunk, records = selected.batch.chunk, selected.batch.records
         if self._sink.descriptor is None:
-            self._piecewise(selected, lambda *where: lib.copy_records(chunk.buffer, records, *where))
-        elif fault := lib.write_records(self._sink.descriptor, chunk.buffer, records, selected.indexes, selected.length):
+            self._piecewise(selected, lambda *where: lib.copy_records(chunk.as_read, records, *where))
+        elif fault := lib.write_records(self._sink.descriptor, chunk.as_read, records, selected.indexes, selected.length):
             raise CaptureError(f"{self._sink.name}: {os.strerror(fault)}") from OSError(fault, os.strerror(fault))
 
     def _converted(self, source: Input, selected: Selected, form: Any) -> None:
@@ -193,6 +193,7 @@ class PcapOutput(_Writing):
         theirs = layout.header
         return (
             theirs is not None
+            and layout.corrected is None
             and (theirs.byteorder, theirs.record_header, theirs.lengths) == (NATIVE, 16, Lengths.CAPTURED_FIRST)
             and theirs.nanoseconds == header.nanoseconds
             and theirs.snaplen <= header.snaplen

@@ -15,6 +15,7 @@ it (`_weigh`), and a long one is compiled on a stack that is deep enough.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import struct
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 T = TypeVar("T")
+
+#: Bytes that libpcap may write an error to (PCAP_ERRBUF_SIZE, pcap/pcap.h).
+ERRBUF_SIZE = 256
 
 # --- finding libpcap
 
@@ -217,14 +221,25 @@ _CONNECTIVES = {"", "and", "or", "not"}
 _WEIGHTLESS = {"src", "dst", "mask"}
 
 
+#: Link types with an address family before each packet: NULL, LOOP, ENC. For packets of a file, libpcap looks for the families that
+#: other systems have for IPv6, and in the byte order of the file (gencode.c, gen_linktype and gen_loopback_linktype).
+LOOPBACK_LINKTYPES = (0, 108, 109)
+
+
 def compile_expression(
-    expression: str, linktype: str | int = 1, snaplen: int = MAXIMUM_SNAPLEN, netmask: int | None = None, optimize: bool | None = True
+    expression: str,
+    linktype: str | int = 1,
+    snaplen: int = MAXIMUM_SNAPLEN,
+    netmask: int | None = None,
+    optimize: bool | None = True,
+    byteorder: str | None = None,
 ) -> tuple[Instruction, ...]:
     """libpcap's program for a standard expression, instruction by instruction what `tcpdump -d` prints.
 
     `linktype` is a name or a DLT number, `snaplen` what the program returns for a packet it accepts, `netmask` the network's as a
     number (0xffffff00 for /24) or None where it is not known. With `optimize` None, libpcap's optimizer is left out where it
-    would be busy for more than seconds. The program may be longer than any kernel takes.
+    would be busy for more than seconds. The program may be longer than any kernel takes. `byteorder` is "<" or ">" where the packets
+    come from a file in that byte order; it matters for the `LOOPBACK_LINKTYPES` only.
 
     Raises `FilterError` with libpcap's words, which know no place, or with ours and a place where the expression is so
     long that libpcap would be busy with it for more than seconds.
@@ -244,7 +259,7 @@ def compile_expression(
     def compiled() -> tuple[Instruction, ...]:
         optimizes = optimize is not False
         if optimizes and weight > OPTIMIZABLE:
-            with _pcap_compile(text, number, snaplen, mask, optimize=False) as program:
+            with _pcap_compile(text, number, snaplen, mask, False, byteorder) as program:
                 length = program.bf_len
             if length > OPTIMIZABLE and optimize is None:
                 optimizes = False
@@ -254,7 +269,7 @@ def compile_expression(
                     expression,
                     Span(0, len(expression)),
                 )
-        with _pcap_compile(text, number, snaplen, mask, optimizes) as program:
+        with _pcap_compile(text, number, snaplen, mask, optimizes, byteorder) as program:
             octets = libpcap().ffi.buffer(program.bf_insns, program.bf_len * 8)
             return tuple(Instruction(*fields) for fields in struct.iter_unpack("=HBBI", octets))
 
@@ -301,13 +316,16 @@ def _weigh(expression: str, linktype: int, most: int = _INSTRUCTIONS) -> int:
 
 
 @contextmanager
-def _pcap_compile(text: bytes, linktype: int, snaplen: int, mask: int, optimize: bool) -> Iterator[Any]:
+def _pcap_compile(text: bytes, linktype: int, snaplen: int, mask: int, optimize: bool, byteorder: str | None) -> Iterator[Any]:
     """A `struct bpf_program`, freed in the end."""
     ffi, lib = libpcap().ffi, libpcap().lib
     program = ffi.new("struct bpf_program *")
-    pcap = lib.pcap_open_dead_with_tstamp_precision(linktype, snaplen, 0)
-    if not pcap:
-        raise MemoryError
+    if byteorder and linktype in LOOPBACK_LINKTYPES:
+        pcap = _open_empty_file(linktype, snaplen, byteorder)
+    else:
+        pcap = lib.pcap_open_dead_with_tstamp_precision(linktype, snaplen, 0)
+        if not pcap:
+            raise MemoryError
     try:
         if lib.pcap_compile(pcap, program, text, optimize, mask) != 0:
             words = string(lib.pcap_geterr(pcap))
@@ -316,6 +334,39 @@ def _pcap_compile(text: bytes, linktype: int, snaplen: int, mask: int, optimize:
     finally:
         lib.pcap_freecode(program)
         lib.pcap_close(pcap)
+
+
+def _open_empty_file(linktype: int, snaplen: int, byteorder: str) -> Any:
+    """A `pcap_t *` on a capture without packets: what a pipe gives."""
+    ffi, lib = libpcap().ffi, libpcap().lib
+    reader, writer = os.pipe()
+    with open(writer, "wb") as pipe:
+        pipe.write(struct.pack(f"{byteorder}IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, snaplen, linktype))
+    file = c_stream(reader, b"rb")
+    errbuf = ffi.new("char[]", ERRBUF_SIZE)
+    pcap = lib.pcap_fopen_offline_with_tstamp_precision(file, 0, errbuf)
+    if not pcap:
+        lib.fclose(file)
+        raise LibpcapError(string(errbuf))
+    return pcap
+
+
+def c_stream(descriptor: int, mode: bytes) -> Any:
+    """A C stream, which owns the descriptor: whatever happens, it is closed. Raises `OSError`."""
+    try:
+        file = libpcap().lib.fdopen(descriptor, mode)
+        if not file:
+            raise os_error()
+    except (LibpcapError, OSError):
+        os.close(descriptor)
+        raise
+    return file
+
+
+def os_error() -> OSError:
+    """The error of the C function that failed last."""
+    number = libpcap().ffi.errno or errno.EIO
+    return OSError(number, os.strerror(number))
 
 
 def _on_deep_stack(function: Callable[[], T]) -> T:

@@ -10,16 +10,13 @@ descriptors, and that needs a POSIX system.
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Iterator
 from typing import Any
 
 from pcapext.bpf import MAXIMUM_SNAPLEN
 from pcapext.errors import LibpcapError
-from pcapext.pcap_bridge import libpcap, linktype_number, string
+from pcapext.pcap_bridge import ERRBUF_SIZE, c_stream, libpcap, linktype_number, os_error, string
 
-_ERRBUF_SIZE = 256
 _MICRO, _NANO = 0, 1
 _NEXT_PACKET, _NEXT_END = 1, -2
 
@@ -93,11 +90,11 @@ def open_offline(descriptor: int) -> OfflineHandle:
 
     Raises `LibpcapError` for what is no capture, and `OSError`.
     """
-    file = _fdopen(descriptor, b"rb")
+    file = c_stream(descriptor, b"rb")
     ffi, lib = libpcap().ffi, libpcap().lib
     try:
         nanoseconds = _peek(file) not in _MICROSECOND_MAGICS
-        errbuf = ffi.new("char[]", _ERRBUF_SIZE)
+        errbuf = ffi.new("char[]", ERRBUF_SIZE)
         pcap = lib.pcap_fopen_offline_with_tstamp_precision(file, _NANO if nanoseconds else _MICRO, errbuf)
         if not pcap:
             raise LibpcapError(string(errbuf))
@@ -105,18 +102,6 @@ def open_offline(descriptor: int) -> OfflineHandle:
         lib.fclose(file)
         raise
     return OfflineHandle(pcap, nanoseconds)
-
-
-def _fdopen(descriptor: int, mode: bytes) -> Any:
-    """A C stream, which owns the descriptor."""
-    try:
-        file = libpcap().lib.fdopen(descriptor, mode)
-        if not file:
-            raise _os_error()
-    except (LibpcapError, OSError):
-        os.close(descriptor)
-        raise
-    return file
 
 
 def _peek(file: Any) -> bytes:
@@ -132,12 +117,6 @@ def _peek(file: Any) -> bytes:
     return bytes(octets)
 
 
-def _os_error() -> OSError:
-    """The error of the C function that failed last."""
-    number = libpcap().ffi.errno or errno.EIO
-    return OSError(number, os.strerror(number))
-
-
 class Dumper:
     """A pcap file being written, with link type, snap length and precision of times from a handle.
 
@@ -146,7 +125,7 @@ class Dumper:
     """
 
     def __init__(self, handle: Handle, descriptor: int) -> None:
-        file = _fdopen(descriptor, b"wb")
+        file = c_stream(descriptor, b"wb")
         ffi, lib = libpcap().ffi, libpcap().lib
         try:
             dumper = lib.pcap_dump_fopen(handle.pcap, file)
@@ -172,13 +151,13 @@ class Dumper:
         lib.pcap_dump(ffi.cast("unsigned char *", dumper), header, data)
         # It tells no errors, but the stream does.
         if lib.ferror(dumper):
-            raise _os_error()
+            raise os_error()
 
     def flush(self) -> None:
         """Hand what was written to the system."""
         lib, dumper = libpcap().lib, self._open()
         if lib.pcap_dump_flush(dumper) != 0 or lib.ferror(dumper):
-            raise _os_error()
+            raise os_error()
 
     def _open(self) -> Any:
         if self._dumper is None:

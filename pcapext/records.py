@@ -43,12 +43,15 @@ _MARGIN = 1 << 12
 #: Blocks are no longer than this, but those of packets of the largest link types (libpcap sf-pcapng.c, INITIAL_MAX_BLOCKSIZE).
 _LARGEST_BLOCK = 16 << 20
 _SMALLEST_RECORD = 12
+#: -1 in 64 bits, in both byte orders.
+_UNKNOWN_LENGTH = b"\xff" * 8
 
 
 class Chunk:
     """Memory for a piece of a capture and for the descriptions of its records. Used again and again, by one thread.
 
-    `base` is the place in the capture of the first byte, `filled` how many there are.
+    `base` is the place in the capture of the first byte, `filled` how many there are. Packets in `buffer` are as filters and readers
+    are to see them; `as_read` is the same memory, or, where that makes a difference, other memory that has the bytes of the capture.
     """
 
     def __init__(self, size: int = CHUNK) -> None:
@@ -61,10 +64,11 @@ class Chunk:
         self.size = size
         self.buffer = allocate("uint8_t[]", size)
         self.view = memoryview(ffi.buffer(self.buffer)).cast("B")
+        self.as_read = self.buffer
 
     def begin(self, base: int, octets: bytes = b"") -> None:
         """Start anew, at the place `base` of the capture, with some bytes of it."""
-        self.base, self.filled = base, 0
+        self.base, self.filled, self.as_read = base, 0, self.buffer
         self.reserve(len(octets))
         self.view[: len(octets)] = octets
         self.filled = len(octets)
@@ -75,6 +79,12 @@ class Chunk:
             old, filled = self.view, self.filled
             self._set_size(size)
             self.view[:filled] = old[:filled]
+
+    def keep(self) -> None:
+        """Keep the bytes as they were read: those in `buffer` are about to change."""
+        if self.as_read == self.buffer:
+            self.as_read = allocate("uint8_t[]", self.filled)
+            ffi.memmove(self.as_read, self.buffer, self.filled)
 
     def room(self) -> memoryview:
         """The memory that is not filled. There always is some."""
@@ -90,6 +100,10 @@ class Layout(Protocol):
     """
 
     interfaces: tuple[Interface, ...]
+    #: "<" or ">", that of the file or the section.
+    byteorder: str
+    #: `uint32_t[]`, the link type of each interface, if packets of one are to be corrected; else None.
+    corrected: Any
     #: `struct clock[]`, one for each interface.
     clocks: Any
     #: The header of the pcap file; None in a pcapng file.
@@ -107,7 +121,9 @@ class Layout(Protocol):
 class PcapLayout:
     def __init__(self, header: PcapHeader) -> None:
         self.header: PcapHeader | None = header
+        self.byteorder = header.byteorder
         self.interfaces: tuple[Interface, ...] = (Interface(header.linktype, header.snaplen),)
+        self.corrected = _corrected(self.interfaces, header.byteorder)
         self.clocks = ffi.new("struct clock[]", [(0, 1 if header.nanoseconds else 1000, 0)])
         longest = self.largest = min(header.snaplen, longest_packet(header.linktype))
         self._layout = ffi.new("struct pcap_layout *", (header.byteorder != NATIVE, header.lengths, header.record_header, longest))
@@ -126,6 +142,7 @@ class PcapngLayout:
     def __init__(self, byteorder: str = NATIVE, interfaces: tuple[Interface, ...] = ()) -> None:
         self.byteorder = byteorder
         self.interfaces: tuple[Interface, ...] = interfaces
+        self.corrected = _corrected(interfaces, byteorder)
         self.clocks = ffi.new("struct clock[]", [(each.resolution, 0, each.offset) for each in interfaces] or 1)
         longest = [min(each.snaplen, longest_packet(each.linktype)) for each in interfaces]
         self._longest = ffi.new("uint32_t[]", longest or 1)
@@ -144,6 +161,13 @@ class PcapngLayout:
         if block.startswith(PCAPNG_MAGIC):
             return PcapngLayout(check_section(block, name, offset))
         return PcapngLayout(self.byteorder, (*self.interfaces, Interface.read(block, self.byteorder, name, offset)))
+
+
+def _corrected(interfaces: tuple[Interface, ...], byteorder: str) -> Any:
+    linktypes = [interface.linktype for interface in interfaces]
+    if any(lib.is_corrected(linktype, byteorder != NATIVE) for linktype in linktypes):
+        return ffi.new("uint32_t[]", linktypes)
+    return None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -215,6 +239,7 @@ class Input:
             chunk.filled += count
         self._carry = bytes(chunk.view[portion.end - chunk.base : chunk.filled])
         self.offset, self.layout = portion.end, portion.after
+        _correct(portion)
         return portion
 
     def cut_short(self, portion: Portion) -> CutShortError:
@@ -236,6 +261,7 @@ class Input:
         while True:
             portion = self._scan(chunk, at, min(end - start, chunk.filled) if at_end else end - start, layout)
             if not portion.needed or at_end:
+                _correct(portion)
                 return portion
             # Once more, with all of the last record.
             at_end = not self._fill(chunk, portion.end - start + portion.needed)
@@ -243,8 +269,9 @@ class Input:
     def _fill(self, chunk: Chunk, size: int) -> bool:
         """Have so many bytes of a regular file in the chunk; whether there are as many."""
         assert self.stream.descriptor is not None
+        wanted = size
         # What a damaged file says may be more than it has.
-        size = min(size, max(chunk.size, os.fstat(self.stream.descriptor).st_size - chunk.base))
+        wanted, size = size, min(size, max(chunk.size, os.fstat(self.stream.descriptor).st_size - chunk.base))
         chunk.reserve(size)
         try:
             while chunk.filled < size:
@@ -255,7 +282,7 @@ class Input:
                 chunk.filled += count
         except OSError as error:
             raise CaptureError(f"{self.name}: {error.strerror}") from error
-        return True
+        return size == wanted
 
     def _scan(self, chunk: Chunk, at: int, before: int, layout: Layout) -> Portion:
         """What the chunk holds from `at` to `before`, places in it."""
@@ -272,6 +299,10 @@ class Input:
                     following = layout.after(bytes(chunk.view[place:at]), self.name, chunk.base + place)
                 except CaptureError as error:
                     following, at, count, fault = layout, place, count - 1, error
+                else:
+                    if not following.interfaces:
+                        # The length of a section, which would be wrong when packets are left out: it is not known.
+                        chunk.view[place + 16 : place + 24] = _UNKNOWN_LENGTH
             elif scanned.stop not in _NO_FAULTS:
                 fault = damage(self.name, chunk.base + at, _words(scanned, layout))
             if count:
@@ -282,6 +313,18 @@ class Input:
                 needed = scanned.needed if scanned.stop == lib.STOP_PARTIAL else 0
                 return Portion(tuple(batches), start, chunk.base + at, begin, layout, fault, needed, packets)
             layout = following
+
+
+def _correct(portion: Portion) -> None:
+    """Make the packets what libpcap makes of them. It must not happen twice, nor before it is clear that they are not scanned again."""
+    for batch in portion.batches:
+        layout, chunk = batch.layout, batch.chunk
+        if layout.corrected is not None:
+            is_swapped = layout.byteorder != NATIVE
+            # Pcapng is written in the byte order of its sections, and pcap in that of this machine.
+            if is_swapped and layout.header is None:
+                chunk.keep()
+            lib.correct_packets(layout.corrected, is_swapped, chunk.buffer, batch.records, batch.count)
 
 
 def open_input(origin: Origin, *, follow: bool = False, stop: int | None = None) -> Input:

@@ -3,7 +3,8 @@
 In:  a filter: an expression, or a `Program`; batches of records.
 Out: for each batch the indexes of the records that are accepted.
 
-An expression is compiled for each link type whose packets are met, and not before.
+An expression is compiled for each link type whose packets are met, and not before. Where packets begin with an address family in the
+byte order of the file, it is compiled for that order too.
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ from pcapext.compiler import REJECTS_ALL, compile_to_run, settings_of
 from pcapext.engine import Matcher, allocate, ffi, lib, matcher_of
 from pcapext.errors import FilterError, ProgramError
 from pcapext.flowkeys import KEY_BY_K
+from pcapext.formats import NATIVE
 from pcapext.records import Batch, Layout
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
     from pcapext.encapsulation import WalkSettings
 
 _ETHERNET = 1
@@ -44,12 +44,12 @@ class Filter:
 
     def __init__(self, source: str | Program | None, *, adapt: bool = False, **options: Any) -> None:
         self.source = source
-        #: What packets are run through, by link type.
-        self.matchers: dict[int, Matcher] = {}
+        #: What packets are run through, by link type and byte order of the capture.
+        self.matchers: dict[tuple[int, str], Matcher] = {}
         self._adapt = adapt
         self._options = options
         self._lock = Lock()
-        self._rejecting: dict[int, FilterError] = {}
+        self._rejecting: list[FilterError] = []
 
     @property
     def settings(self) -> WalkSettings | None:
@@ -58,36 +58,37 @@ class Filter:
             return self.source.settings
         return settings_of(**{name: value for name, value in self._options.items() if name not in ("netmask", "optimize")})
 
-    def matcher(self, linktype: int, *, is_only: bool) -> Matcher:
-        """The filter for packets of a link type. `is_only`: there can be packets of no other. Raises what `compile` raises."""
+    def matcher(self, linktype: int, layout: Layout) -> Matcher:
+        """The filter for packets of a link type in a capture. Raises what `compile` raises."""
+        return self._matcher(linktype, layout.byteorder, is_only=layout.header is not None)
+
+    def _matcher(self, linktype: int, byteorder: str, *, is_only: bool) -> Matcher:
+        """`is_only`: there can be packets of no other link type."""
+        kind = linktype, byteorder if linktype in pcap_bridge.LOOPBACK_LINKTYPES else NATIVE
         with self._lock:  # so that two threads do not do the same work
-            if linktype not in self.matchers:
+            if kind not in self.matchers:
                 try:
-                    self.matchers[linktype] = matcher_of(self._instructions(linktype), linktype, self.settings)
+                    self.matchers[kind] = matcher_of(self._instructions(*kind), linktype, self.settings)
                 except FilterError as error:
                     if is_only or error.message != REJECTS_ALL:
                         raise
-                    self._rejecting[linktype] = error
-                    self.matchers[linktype] = Matcher(_REJECT)
-            return self.matchers[linktype]
-
-    def accepts(self, packet: Buffer, wirelen: int, linktype: int) -> bool:
-        """Whether a packet is accepted."""
-        return self.matcher(linktype, is_only=False).run(packet, wirelen) != 0
+                    self._rejecting.append(error)
+                    self.matchers[kind] = Matcher(_REJECT)
+            return self.matchers[kind]
 
     def check(self) -> None:
         """Raise what is wrong with the filter and was not told, since no packet came to it."""
         if not self.matchers:
-            self.matcher(self.source.linktype if isinstance(self.source, Program) else _ETHERNET, is_only=True)
+            self._matcher(self.source.linktype if isinstance(self.source, Program) else _ETHERNET, NATIVE, is_only=True)
         if len(self._rejecting) == len(self.matchers):
-            raise next(iter(self._rejecting.values()))
+            raise self._rejecting[0]
 
-    def _instructions(self, linktype: int) -> tuple[Instruction, ...]:
+    def _instructions(self, linktype: int, byteorder: str) -> tuple[Instruction, ...]:
         match self.source:
             case None:
                 return _ACCEPT
             case str():
-                made = compile_to_run(self.source, linktype, **self._options)
+                made = compile_to_run(self.source, linktype, byteorder, **self._options)
             case Program():
                 program = replace(self.source, linktype=linktype) if self._adapt else self.source
                 if program.linktype != linktype:
@@ -146,7 +147,7 @@ class Selector:
         indexes = self._indexes + batch.first
         while (packets := self._match(batch, indexes)) == lib.NO_PROGRAM:
             interface = batch.records[self._length[0]].interface
-            matcher = self._filter.matcher(batch.layout.interfaces[interface].linktype, is_only=batch.layout.header is not None)
+            matcher = self._filter.matcher(batch.layout.interfaces[interface].linktype, batch.layout)
             self._programs[interface] = matcher.pointer
             if self._is_profiled:
                 self._counters[interface] = matcher.counters

@@ -13,16 +13,19 @@ from pcapext.bpf import MAX_INSTRUCTIONS, Instruction
 from pcapext.errors import FilterError, ProgramError, Span
 
 
-def compile_standard(expression: str, linktype: int, snaplen: int, netmask: int | None, optimize: int) -> tuple[Instruction, ...]:
+def compile_standard(
+    expression: str, linktype: int, snaplen: int, netmask: int | None, optimize: int, byteorder: str | None = None
+) -> tuple[Instruction, ...]:
+    """The program of a filter. `byteorder` is that of the file whose packets it is for, if it is for those of a file."""
     try:
         if optimize < 2:
-            instructions = pcap_bridge.compile_expression(expression, linktype, snaplen, netmask, bool(optimize))
+            instructions = pcap_bridge.compile_expression(expression, linktype, snaplen, netmask, bool(optimize), byteorder)
         else:
-            instructions = _compile_apart(expression, linktype, snaplen, netmask) or _improve(
-                pcap_bridge.compile_expression(expression, linktype, snaplen, netmask, optimize=None)
+            instructions = _compile_apart(expression, linktype, snaplen, netmask, byteorder) or _improve(
+                pcap_bridge.compile_expression(expression, linktype, snaplen, netmask, None, byteorder)
             )
     except FilterError as error:
-        raise placed(error, expression, linktype, snaplen, netmask) from None
+        raise placed(error, expression, linktype, snaplen, netmask, byteorder) from None
     return instructions
 
 
@@ -51,7 +54,9 @@ def _improve(program: tuple[Instruction, ...]) -> tuple[Instruction, ...]:
     return program
 
 
-def _compile_apart(expression: str, linktype: int, snaplen: int, netmask: int | None) -> tuple[Instruction, ...] | None:
+def _compile_apart(
+    expression: str, linktype: int, snaplen: int, netmask: int | None, byteorder: str | None
+) -> tuple[Instruction, ...] | None:
     """A filter that is too long for libpcap, compiled term by term; None for another, and for one that cannot be taken apart."""
     if linktype in pcap_bridge.VARIABLE_LINKTYPES or not pcap_bridge.exceeds_optimizer(expression, linktype):
         return None  # where headers vary, libpcap looks for the end of the first one once, before all terms
@@ -65,7 +70,7 @@ def _compile_apart(expression: str, linktype: int, snaplen: int, netmask: int | 
     terms = terms_apart(tree, expression)
     if terms is None:
         return None
-    programs = {span: pcap_bridge.compile_expression(term, linktype, snaplen, netmask, optimize=False) for span, term in terms.items()}
+    programs = {span: pcap_bridge.compile_expression(term, linktype, snaplen, netmask, False, byteorder) for span, term in terms.items()}
     if sum(map(len, programs.values())) * 7 / 6 <= pcap_bridge.OPTIMIZABLE:  # in one program, long jumps are a seventh of it
         return None
     try:
@@ -75,7 +80,9 @@ def _compile_apart(expression: str, linktype: int, snaplen: int, netmask: int | 
     return assemble(optimize(combine(tree, graphs, snaplen)))
 
 
-def placed(error: FilterError, expression: str, linktype: int, snaplen: int, netmask: int | None) -> FilterError:
+def placed(
+    error: FilterError, expression: str, linktype: int, snaplen: int, netmask: int | None, byteorder: str | None = None
+) -> FilterError:
     """An error of libpcap's with the place that it is about: libpcap says what is wrong, but not where."""
     from bisect import bisect_left
 
@@ -93,7 +100,7 @@ def placed(error: FilterError, expression: str, linktype: int, snaplen: int, net
     def refused(text: str) -> bool:
         """Whether libpcap has the same to say of a part of the filter."""
         try:
-            pcap_bridge.compile_expression(text, linktype, snaplen, netmask, optimize=False)
+            pcap_bridge.compile_expression(text, linktype, snaplen, netmask, False, byteorder)
         except FilterError as again:
             return again.message == error.message
         return False

@@ -13,12 +13,14 @@ at a time reads; only what comes behind is done side by side.
 
 from __future__ import annotations
 
+import _thread
 import os
 import stat
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from pcapext.errors import CutShortError
@@ -116,7 +118,10 @@ class Run(AbstractContextManager["Run"]):
         self._current: _Source | None = None
         self._opened: list[Input] = []
         self._error: BaseException | None = None
-        self._stopping = False
+        self._stopping = self._full = False
+        # Workers that began, and that ended, each of which puts something into the queue.
+        self._begun = self._ended = 0
+        self._ends = SimpleQueue[None]()
         self._done_before = 0
         self._wake_reader, self._wake = os.pipe()
 
@@ -169,10 +174,7 @@ class Run(AbstractContextManager["Run"]):
         `watch` is called now and then, with the bytes of the captures that are done with. Raises what went wrong; the outputs do not
         look complete then.
         """
-        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._workers)]
-        for thread in threads:
-            thread.start()
-        whole = self._wait(threads, watch)
+        whole = self._run_workers(watch)
         if self._error:
             raise self._error
         for task in self.tasks:
@@ -189,20 +191,27 @@ class Run(AbstractContextManager["Run"]):
         os.close(self._wake)
         os.close(self._wake_reader)
 
-    def _wait(self, threads: Sequence[threading.Thread], watch: Callable[[int], None] | None) -> bool:
+    def _run_workers(self, watch: Callable[[int], None] | None) -> bool:
+        # An interrupt may come anywhere. Thread.join takes a thread for ended after one (Python before 3.13), and what Thread.start
+        # and conditions do is not made for it; these functions are.
         try:
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(_WATCH)
-                    if watch:
-                        source = self._current
-                        watch(self._done_before + (source.done if source else 0))
+            for _ in range(self._workers):
+                _thread.start_new_thread(self._work, ())
+            while self._ended < self._workers:
+                self._pause()
+                if watch:
+                    source = self._current
+                    watch(self._done_before + (source.done if source else 0))
             return True
         except KeyboardInterrupt:
             self.stop()
-            for thread in threads:
-                thread.join()
+            while self._ended < self._begun:  # one that has not begun finds nothing to do
+                self._pause()
             return False
+
+    def _pause(self) -> None:
+        with suppress(Empty):
+            self._ends.get(timeout=_WATCH)
 
     def stop(self) -> None:
         """Take no further job, and wait for no input."""
@@ -212,6 +221,8 @@ class Run(AbstractContextManager["Run"]):
     # --- what a worker does
 
     def _work(self) -> None:
+        with self._turn:
+            self._begun += 1
         try:
             chunk = Chunk()
             selectors = [Selector(task.filter, task.output.blocks, task.is_profiled) for task in self.tasks]
@@ -223,6 +234,10 @@ class Run(AbstractContextManager["Run"]):
                 self._await_turn(job, chunk, selectors)
         except BaseException as error:  # so that no bug makes others wait forever
             self._fail(error)
+        finally:
+            with self._turn:
+                self._ended += 1
+            self._ends.put(None)
 
     def _take(self, chunk: Chunk) -> _Job | None:
         """The next job, if there is one. What is no region is read here, by one worker at a time."""
@@ -301,7 +316,10 @@ class Run(AbstractContextManager["Run"]):
 
     def _settle(self, job: _Job, chunk: Chunk, selectors: Sequence[Selector]) -> None:
         source = job.source
-        if job.error or not source:
+        if self._full:
+            return
+        # What went wrong with packets that were guessed is of no account until they are known to be some.
+        if not source or (job.error and not (isinstance(job, _Region) and job.portion)):
             raise job.error or AssertionError
         if not source.is_begun:
             source.is_begun = True
@@ -317,6 +335,8 @@ class Run(AbstractContextManager["Run"]):
     def _settle_region(self, job: _Region, source: _Source, chunk: Chunk, selectors: Sequence[Selector]) -> None:
         input, portion = source.input, job.portion
         if portion and (portion.start, portion.before) == (input.offset, input.layout):
+            if job.error:
+                raise job.error
             input.offset, input.layout = portion.end, portion.after
             self._write(source, portion, job.selected)
         # What the guess missed, and what a chunk could not hold. The last region goes on to the end.
@@ -345,8 +365,9 @@ class Run(AbstractContextManager["Run"]):
                 task.matching += batch.packets
                 task.output.write(source.input, batch)
         if all(task.is_full for task in self.tasks):
+            self._full = True
             self.stop()
-        if isinstance(portion.fault, CutShortError):
+        elif isinstance(portion.fault, CutShortError):
             if not self._stopping:  # else it is we who do not read on
                 self.cut_short.append(portion.fault)
         elif portion.fault:

@@ -212,11 +212,12 @@ class Pcapng:
         self._holds(packet._replace(time=ticks * SECOND // resolution + offset * SECOND, linktype=linktype))
 
     def simple(self, wirelen: int, data: bytes) -> None:
-        """A simple packet block: no time, and no captured length, which is as much as the first interface captures."""
-        linktype, snaplen, _, _ = self.interfaces[0]
+        """A simple packet block: no time, which libpcap takes for one of 0 ticks; and no captured length, which is as
+        much as the first interface captures."""
+        linktype, snaplen, _, offset = self.interfaces[0]
         data = data[: min(wirelen, snaplen or 262144)]
         self.block(SPB, struct.pack(f"{self.order}I", wirelen) + data)
-        self._holds(Packet(0, wirelen, data, linktype))
+        self._holds(Packet(offset * SECOND, wirelen, data, linktype))
 
     def _holds(self, packet: Packet) -> None:
         self.packets.append(packet)
@@ -551,11 +552,11 @@ def _block(kind: int, body: bytes, order: str, interfaces: list[tuple[int, int, 
         (wirelen,) = struct.unpack_from(f"{order}I", body)
         if not interfaces:
             raise ValueError("no such interface")
-        linktype, snaplen, _, _ = interfaces[0]
+        linktype, snaplen, _, offset = interfaces[0]
         captured = min(wirelen, snaplen)
         if captured > len(body) - 4:
             raise ValueError("a packet longer than its block")
-        return Packet(0, wirelen, body[4 : 4 + captured], linktype)
+        return Packet(offset * SECOND, wirelen, body[4 : 4 + captured], linktype)
     elif kind in (EPB, PB):
         (interface,) = struct.unpack_from(f"{order}H" if kind == PB else f"{order}I", body)
         high, low, captured, wirelen = struct.unpack_from(f"{order}4I", body, 4)

@@ -212,7 +212,7 @@ def test_compile_points_at_the_error(capsys: Capsys) -> None:
         (["-F", "a\0b"], r"a\?b: embedded null byte"),
         (["-F", sys.executable], re.escape(sys.executable) + r": byte \d+ is not UTF-8 text"),
         (["-r", "/no/such"], "/no/such: No such file or directory"),
-        (["-r", __file__], f"{re.escape(__file__)}: unknown file format"),
+        (["-r", __file__], f"{re.escape(__file__)}: byte 0: neither a pcap nor a pcapng file begins like this"),
         (["tcp\0"], "character 4 is NUL"),
         (["inner tcp\0"], r"unexpected '\\x00', expected .*"),
     ],
@@ -241,7 +241,7 @@ def test_filter_picks_the_right_packets(capsys: Capsys, tmp_path: Path, capture:
     picked = 0
     for template in TEMPLATES:
         wanted = [record for record, packet in zip(before, made, strict=True) if expected(template, packet)]
-        for extra in ([], ["-O"]):
+        for extra in ([], ["-O"]) if linktype == 1 else ([],):
             if not wanted and not extra:
                 continue  # on raw IPv6, `ip` rejects all packets, and the optimizer says so
             assert succeeds(capsys, "filter", "-r", source, "-w", str(output), *extra, text_of(template)) == ""
@@ -326,10 +326,10 @@ def test_filter_leaves_the_output_alone_if_the_filter_is_wrong(capsys: Capsys, t
     ("content", "message"),
     [
         (None, "No such file or directory"),
-        (b"", "truncated dump file; tried to read 4 file header bytes, only got 0"),
-        (pcap([])[:10], "truncated dump file; tried to read 24 file header bytes, only got 6"),
-        (b"#!/bin/sh\necho this is no capture\n", "unknown file format"),
-        (b"\x1f\x8b\x08" + bytes(40), "unknown file format"),
+        (b"", "byte 0: the file is empty"),
+        (pcap([])[:10], "byte 10: the file ends within its header of 24 bytes"),
+        (b"#!/bin/sh\necho this is no capture\n", "byte 0: neither a pcap nor a pcapng file begins like this"),
+        (b"\x1f\x8b\x08" + bytes(40), "the gzip data is damaged at byte 14: invalid stored block lengths"),
     ],
 )
 def test_captures_that_are_none(capsys: Capsys, tmp_path: Path, command: list[str], content: bytes | None, message: str) -> None:
@@ -349,9 +349,9 @@ def test_packets_before_a_cut_are_kept(capsys: Capsys, tmp_path: Path, cut: int)
     for options, lines in (([], count), (["--count"], 1), (["-w", str(output)], 0)):
         assert main(["filter", "-r", str(path), *options]) == 1
         printed = capsys.readouterr()
-        assert re.fullmatch(
-            rf"pcapext: {re.escape(str(path))}: truncated dump file; tried to read \d+ \w+ bytes, only got \d+\n", printed.err
-        )
+        needed = 16 + len(last[3]) if cut >= 16 else 16
+        offset = len(whole) - len(last[3]) - 16
+        assert printed.err == f"pcapext: warning: {path}: byte {offset}: the file ends within a record of {needed} bytes or more\n"
         assert len(printed.out.splitlines()) == lines
         if options == ["--count"]:
             assert printed.out == f"{count} packets\n"
@@ -365,7 +365,7 @@ def test_packets_before_a_cut_are_kept(capsys: Capsys, tmp_path: Path, cut: int)
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("/no/such/out.pcap", "/no/such/out.pcap: No such file or directory"),
+        ("/no/such/out.pcap", "/no/such/out.pcap.part: No such file or directory"),
         ("/", "/: Is a directory"),
         ("/dev/full", "/dev/full: No space left on device"),
         ("a\0b", "a?b: embedded null byte"),
@@ -474,10 +474,8 @@ def test_settings(capsys: Capsys, tmp_path: Path, frames_of_settings: str, flags
         rows = map(json.loads, succeeds(capsys, "keys", "--json", *over, *arguments).splitlines())
         return [(row["packet"], row["depth"]) for row in rows]
 
-    # Short classic programs are enough.
-    for target in ("flowkeys", "classic") if any("levels" in flag for flag in flags) else ("flowkeys",):
-        assert picked("-t", target, *flags, "inner tcp port 80") == found
-        assert succeeds(capsys, "filter", *over, "-t", target, *flags, "--count", "inner tcp port 80").split()[0] == str(len(found))
+    assert picked(*flags, "inner tcp port 80") == found
+    assert succeeds(capsys, "filter", *over, *flags, "--count", "inner tcp port 80").split()[0] == str(len(found))
     lines = succeeds(capsys, "filter", *over, *flags, "inner tcp port 80").splitlines()
     assert [", in 1 tunnel" in line or ", in 3 tunnels" in line for line in lines] == [depth > 0 for _, depth in found]
     # Where there is no filter to compile, the packets are walked with the settings all the same.
@@ -652,7 +650,7 @@ def test_standard_streams() -> None:
     assert pcapext_process("check", "-", input=program).returncode == 0
     assert pcapext_process("filter", "-r", TUNNELS, "--count", "--program", "-", input=program).stdout == b"28 packets\n"
     foreign = pcapext_process("filter", "-r", "-", input=b"no capture")
-    assert (foreign.returncode, foreign.stderr) == (1, b"pcapext: standard input: unknown file format\n")
+    assert (foreign.returncode, foreign.stderr) == (1, b"pcapext: standard input: byte 0: neither a pcap nor a pcapng file begins like this\n")
     assert pcapext_process("compile", "-F", "-", input=b"\xff").stderr == b"pcapext: standard input: byte 0 is not UTF-8 text\n"
 
 
@@ -662,16 +660,16 @@ def test_standard_streams() -> None:
 @pytest.mark.parametrize(
     ("redirection", "status", "message"),
     [
-        ("| head -c 1 > /dev/null", 0, ""),
+        ("| head -c 1 > /dev/null", 0, "pcapext: standard output: Broken pipe\n"),
         ("> /dev/full", 1, "pcapext: standard output: No space left on device\n"),
         (">&-", 1, "pcapext: standard output: Bad file descriptor\n"),
     ],
 )
 def test_outputs_that_go_away(tmp_path: Path, command: str, redirection: str, status: int, message: str) -> None:
-    if ">&-" in redirection and "-w -" in command:
-        message = "pcapext: standard output: Invalid argument\n"
+    if "head" in redirection and ("count" in command or "compile" in command):
+        message = ""  # so little is in the pipe before it is closed
     big = tmp_path / "big.pcap"
-    big.write_bytes(pcap([bytes(1400)] * 300))
+    big.write_bytes(pcap([bytes(1400)] * 3000))
     line = f"{sys.executable} -m pcapext {command.format(big)} {redirection}"
     done = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (status, "", message)
@@ -684,7 +682,7 @@ def test_writing_to_a_pipe_whose_reader_has_gone(tmp_path: Path) -> None:
     os.close(read)
     done = subprocess.run([sys.executable, "-m", "pcapext", "filter", "-r", big, "-w", "-"], stdout=write, stderr=subprocess.PIPE, cwd=ROOT)
     os.close(write)
-    assert (done.returncode, done.stderr) == (1, b"")
+    assert (done.returncode, done.stderr) == (1, b"pcapext: standard output: Broken pipe\n")
 
 
 def test_standard_input_that_is_closed() -> None:

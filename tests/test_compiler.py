@@ -22,10 +22,11 @@ import pcapext
 from benchmarks.frames import frames
 from pcapext import pcap_bridge
 from pcapext.bpf import MAX_INSTRUCTIONS, Program
-from pcapext.compiler import TARGETS, compile
+from pcapext.compiler import TARGETS, compile, compile_to_run
 from pcapext.encapsulation import WalkSettings
 from pcapext.errors import FilterError, LibpcapError, SettingsError
 from pcapext.flowkeys import FlowKeys
+from pcapext.formats import NATIVE
 from pcapext.machine import run
 
 # ---- Standard filters ----
@@ -842,3 +843,53 @@ def test_public_names() -> None:
 def test_link_type_that_libpcap_does_not_know_is_no_fault_of_an_empty_filter() -> None:
     with pytest.raises(FilterError, match="unknown data link type 9999"):
         compile("", linktype=9999)
+
+
+# ---- For the engine ----
+
+
+@pytest.mark.parametrize("text", ["", "tcp port 80", "ip6 protochain 6", "inner tcp port 80", "not encap vxlan and inner udp or outer arp"])
+@pytest.mark.parametrize("optimize", [0, 1, 2])
+def test_what_the_engine_runs_is_the_program_with_flow_keys(text: str, optimize: int) -> None:
+    assert compile_to_run(text, 1, NATIVE, optimize=optimize) == compile(text, optimize=optimize).instructions
+
+
+def test_what_the_engine_runs_goes_by_its_arguments() -> None:
+    assert compile_to_run("ip broadcast", 1, NATIVE, netmask=0xFF) == compile("ip broadcast", netmask=0xFF).instructions
+    options: dict[str, Any] = {"tunnel_ports": {"vxlan": []}, "max_levels": 2, "vlan_tags": 0}
+    expected = compile("outer tcp port 80", linktype=113, **options)
+    assert compile_to_run("outer tcp port 80", 113, NATIVE, **options) == expected.instructions
+    assert compile_to_run("outer tcp port 80", 113, NATIVE) != expected.instructions
+
+
+def test_the_engine_runs_more_than_a_kernel() -> None:
+    text = chain("ip[N] = N", 300)
+    with pytest.raises(FilterError, match="no kernel takes more than 4096"):
+        compile(text, optimize=False)
+    assert len(compile_to_run(text, 1, NATIVE, optimize=False)) > MAX_INSTRUCTIONS
+
+
+@pytest.mark.parametrize(
+    ("text", "linktype", "options", "message"),
+    [
+        ("tcp and", 1, {}, "unexpected end, expected a term"),
+        ("inner tcp and", 1, {}, "unexpected end, expected a term"),
+        ("inner tcp", 105, {}, "no extension term on link type IEEE802_11; there are some on EN10MB"),
+        ("ether host 1:2:3:4:5:6", 12, {}, "ethernet addresses supported only on ethernet"),
+        ("inner tcp and ip6 protochain 6", 1, {}, "'protochain' makes a loop, and a filter with extension terms cannot have one"),
+        ("inner tcp and inner udp", 1, {}, "expression rejects all packets"),
+        ("tcp and udp", 1, {}, "expression rejects all packets"),
+        ("tcp", 1, {"optimize": 3}, "optimize is 3, expected 0, 1 or 2"),
+        ("tcp", 1, {"max_levels": 0}, "max_levels is 0, expected a number from 1 to 16"),
+        ("inner tcp", 1, {"vlan_tags": 17}, "vlan_tags is 17, expected a number from 0 to 16"),
+        ("inner tcp", 1, {"tunnel_ports": {"x": [1]}}, "no tunnel over UDP is called 'x'"),
+    ],
+)
+def test_errors_of_what_the_engine_runs(text: str, linktype: int, options: dict[str, Any], message: str) -> None:
+    """Those of `compile`."""
+    with pytest.raises((FilterError, SettingsError)) as error:
+        compile_to_run(text, linktype, NATIVE, **options)
+    assert message in str(error.value)
+    with pytest.raises(type(error.value)) as same:
+        compile(text, linktype=linktype, **options)
+    assert str(same.value) == str(error.value)

@@ -349,9 +349,10 @@ def test_indirect_loads_load_no_keys() -> None:
 
 
 def test_link_types_without_a_walk() -> None:
-    program = program_of((load("thoff"), Instruction(RET_A)), linktype=105)
-    with pytest.raises(ProgramError, match=r"^the program loads flow keys, and there are none on link type IEEE802_11$"):
-        program.matches(bytes(60))
+    for linktype, shown in ((105, "IEEE802_11"), (60000, "60000")):
+        program = program_of((load("thoff"), Instruction(RET_A)), linktype=linktype)
+        with pytest.raises(ProgramError, match=rf"^the program loads flow keys, and there are none on link type {shown}$"):
+            program.matches(bytes(60))
     with pytest.raises(FilterError, match=r"^no walk through packets of link type 105; there is one for EN10MB, .*PPP$"):
         dissect(bytes(60), 105)
     assert {row.linktype for row in LINK_LAYERS} == set(LINK_TYPES)

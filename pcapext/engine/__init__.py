@@ -67,12 +67,7 @@ class Matcher:
 
     def run(self, packet: Buffer, wirelen: int | None = None) -> int:
         """What the program returns for `packet`, any buffer of captured bytes, which had `wirelen` bytes on the wire."""
-        # What is bytes already need not be asked for its buffer, which takes as long as a short program.
-        data = packet if type(packet) is bytes else ffi.from_buffer("uint8_t[]", packet)
-        length = len(data)
-        if length > U32 or (wirelen is not None and not 0 <= wirelen <= U32):
-            raise ValueError(f"wirelen {wirelen} is out of range, expected 0 to {U32}")
-        value: int = lib.program_run(self.pointer, data, length, length if wirelen is None else wirelen)
+        value: int = lib.program_run(self.pointer, *_arguments(packet, wirelen))
         if value < 0:
             raise ProgramError(_STOPPED)
         return value
@@ -91,9 +86,8 @@ class Matcher:
 
     def count(self, packet: Buffer, wirelen: int | None = None) -> list[int]:
         """How often each instruction runs for a packet."""
-        data = ffi.from_buffer("uint8_t[]", packet)
         counts = ffi.new("uint64_t[]", len(self.instructions))
-        if lib.program_run_counting(self.pointer, data, len(data), len(data) if wirelen is None else wirelen, counts) < 0:
+        if lib.program_run_counting(self.pointer, *_arguments(packet, wirelen), counts) < 0:
             raise ProgramError(_STOPPED)
         return ffi.unpack(counts, len(self.instructions))  # type: ignore[no-any-return]
 
@@ -113,3 +107,18 @@ def matcher_of(instructions: Sequence[Instruction], linktype: int, settings: Wal
     if linktype not in LINK_LAYER_BY_NUMBER:
         raise ProgramError(f"the program loads flow keys, and there are none on link type {linktype_name(linktype) or linktype}")
     return Matcher(instructions, walk_table(linktype, settings))
+
+
+def _arguments(packet: Buffer, wirelen: int | None) -> tuple[Any, int, int]:
+    """The bytes of a packet, how many there are, and how many there were on the wire."""
+    data: Any = packet
+    # What is bytes already need not be asked for its buffer, which takes as long as a short program.
+    if type(packet) is not bytes:
+        view = memoryview(packet)
+        data = ffi.from_buffer("uint8_t[]", view if view.c_contiguous else bytes(view))
+    length = len(data)
+    if wirelen is None:
+        wirelen = length
+    if length > U32 or not 0 <= wirelen <= U32:
+        raise ValueError(f"wirelen {wirelen} is out of range, expected 0 to {U32}")
+    return data, length, wirelen

@@ -10,7 +10,7 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).parent
-SOURCES = ("walk.c", "program.c", "records.c", "write.c")
+SOURCES = ("walk.c", "program.c", "records.c", "pseudo.c", "write.c")
 
 
 def declarations() -> str:
@@ -29,5 +29,5 @@ builder.set_source(
     include_dirs=["pcapext/engine"],
     depends=["pcapext/engine/engine.h"],
     define_macros=[("_GNU_SOURCE", None)],
-    extra_compile_args=["-O2", "-Wall", "-Wextra"],
+    extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
 )

@@ -3,9 +3,10 @@
  * In:  programs of classic BPF that may load flow keys, and buffers with records of a capture in them.
  * Out: verdicts, flow keys, descriptions of the records, and records written.
  *
- * Four parts, each over plain buffers and without state between calls: walk.c finds the flow keys of a packet, program.c runs programs,
- * records.c finds the records in a buffer, write.c writes those that were selected. Nothing here reads a file, allocates in proportion to what a file
- * says, or calls Python: a call can run without Python's lock. Lines between the two marks are what Python sees.
+ * Five parts, each over plain buffers and without state between calls: walk.c finds the flow keys of a packet, program.c runs programs,
+ * records.c finds the records in a buffer, pseudo.c corrects their packets, write.c writes those that were selected. Nothing here reads a
+ * file, allocates in proportion to what a file says, or calls Python: a call can run without Python's lock. Lines between the two
+ * marks are what Python sees.
  */
 #ifndef PCAPEXT_ENGINE_H
 #define PCAPEXT_ENGINE_H
@@ -243,6 +244,16 @@ struct scanned scan_pcapng(const struct pcapng_layout *layout, const uint8_t *bu
 uint32_t guess_pcap(const struct pcap_layout *layout, const uint8_t *buffer, uint32_t from, uint32_t before, uint32_t filled);
 uint32_t guess_pcapng(const struct pcapng_layout *layout, const uint8_t *buffer, uint32_t from, uint32_t before, uint32_t filled);
 #define NOWHERE 0xFFFFFFFFu
+
+/* ---- pseudo.c: what libpcap corrects in packets that it reads ---- */
+
+/* Whether there is something to correct in packets of a link type, a DLT number, in a file that is in the byte order of this machine, or
+ * `swapped`. */
+int is_corrected(uint32_t linktype, int swapped);
+
+/* Correct the packets of records: numbers in the byte order of the machine that captured, and lengths on the wire. Once only: a second time
+ * would turn the numbers back. `linktypes` has one for each interface. */
+void correct_packets(const uint32_t *linktypes, int swapped, uint8_t *buffer, struct record *records, uint32_t count);
 
 /* ---- program.c once more: records whose packets match ---- */
 

@@ -160,7 +160,7 @@ static enum fault make_step(const struct instruction *instruction, uint32_t inde
     for (uint32_t row = 0; row < ROW_COUNT; row++) {
         if (ROWS[row].code != instruction->code)
             continue;
-        *step = (struct step){row, row, instruction->k, index + 1 + instruction->jt, index + 1 + instruction->jf};
+        *step = (struct step){(uint16_t)row, (uint16_t)row, instruction->k, index + 1 + instruction->jt, index + 1 + instruction->jf};
         if (row == JA)
             step->jt = index + 1 + instruction->k;
         return check(ROWS[row].check, instruction, index, count);

@@ -8,17 +8,45 @@
 
 /* ---- times ---- */
 
-#define SECOND 1000000000
+#define SECOND 1000000000 /* in nanoseconds */
+
+/* `part` / `whole` of a second in nanoseconds, rounded down; part < whole. */
+static uint64_t nanoseconds_of(uint64_t part, uint64_t whole)
+{
+    if (whole <= UINT64_MAX / SECOND)
+        return part * SECOND / whole;
+    /* The product may take 94 bits: it is made bit by bit of SECOND, and `whole` taken off wherever it fits. Sums wrap around. */
+    uint64_t quotient = 0, rest = 0;
+    for (uint32_t bit = 1u << 29; bit != 0; bit >>= 1) {
+        int fits = rest >= whole - rest;
+        quotient = 2 * quotient + (uint64_t)fits;
+        rest = 2 * rest - (fits ? whole : 0);
+        if (SECOND & bit) {
+            fits = rest >= whole - part;
+            quotient += (uint64_t)fits;
+            rest = rest + part - (fits ? whole : 0);
+        }
+    }
+    return quotient;
+}
 
 int64_t time_ns(const struct clock *clock, uint64_t time)
 {
-    __int128 nanoseconds;
-    if (clock->resolution == 0)
-        nanoseconds = (__int128)(time >> 32) * SECOND + (__int128)(time & 0xFFFFFFFFu) * clock->unit;
-    else
-        nanoseconds = (__int128)(time / clock->resolution) * SECOND + (__int128)(time % clock->resolution) * SECOND / clock->resolution;
-    nanoseconds += (__int128)clock->offset * SECOND;
-    return nanoseconds > INT64_MAX ? INT64_MAX : nanoseconds < INT64_MIN ? INT64_MIN : (int64_t)nanoseconds;
+    uint64_t whole = time >> 32, part = (time & 0xFFFFFFFFu) * clock->unit;
+    if (clock->resolution != 0) {
+        whole = time / clock->resolution;
+        part = nanoseconds_of(time % clock->resolution, clock->resolution);
+    }
+    int64_t seconds, nanoseconds, rest = (int64_t)part;
+    if (__builtin_add_overflow(whole, clock->offset, &seconds))
+        return INT64_MAX;
+    if (seconds < 0) { /* count from the end of the second, so that the smallest sum is never left on the way to it */
+        seconds++;
+        rest -= SECOND;
+    }
+    if (__builtin_mul_overflow(seconds, (int64_t)SECOND, &nanoseconds) || __builtin_add_overflow(nanoseconds, rest, &nanoseconds))
+        return seconds < 0 ? INT64_MIN : INT64_MAX;
+    return nanoseconds;
 }
 
 void record_times(const struct clock *clocks, const struct record *records, const uint32_t *selected, uint32_t length, int64_t *times)
