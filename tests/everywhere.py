@@ -3,8 +3,8 @@
 In:  a filter as a template of oracle.py, and packets, whole, ended early or cut by the snap length.
 Out: nothing but the verdict; a disagreement is an AssertionError that names the ways that differ and holds the packet in hex.
 
-The ways: the program with flow keys on pcapext's machine, which takes the keys from the reference walk, and in pcapext's engine, which walks
-by itself; the classic program on the machine, in the engine, in libpcap's interpreter and in the running kernel; each of these
+The ways: the program with flow keys on pcapext's machine, which takes the keys from the reference walk, and in pcapext's engine, which
+walks by itself; the classic program on the machine, in the engine, in libpcap's interpreter and in the running kernel; each of these
 optimized and not. The rules are oracle.py's, with the keys that the generator knows by construction.
 
 A packet captured whole has one verdict everywhere. Of a packet that the snap length cut, a program may reject what the rules
