@@ -318,16 +318,14 @@ class Program(Sequence[Instruction]):
     def matches(self, packet: Buffer, wirelen: int | None = None) -> bool:
         """Whether the program accepts `packet`, any buffer of captured bytes, which had `wirelen` bytes on the wire.
 
-        `wirelen` is the number of captured bytes unless told. The engine runs it: what `pcapext.machine.run` tells, in C. The first
-        call of a program with flow keys takes about a tenth of a second, since the walk is written out for it. Like a classic program,
-        it may reject what was cut (LANGUAGE.md 5) where the machine accepts it.
+        `wirelen` is the number of captured bytes unless told. The engine runs it: what `pcapext.machine.run` tells, in C. Raises
+        ProgramError where it loads flow keys and there are none on its link type.
         """
         matcher = self._matcher
         if matcher is None:
-            from pcapext.compiler import lower_program
-            from pcapext.engine import Matcher
+            from pcapext.engine import matcher_of
 
-            matcher = Matcher(lower_program(self))
+            matcher = matcher_of(self.instructions, self.linktype, self.settings)
             object.__setattr__(self, "_matcher", matcher)
         return bool(matcher.run(packet, wirelen))
 

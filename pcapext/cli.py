@@ -182,7 +182,7 @@ def _keys(options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from pcapext.capture import open_offline
-    from pcapext.dissect import dissect
+    from pcapext.engine.walk import dissect
 
     shown = ("nhoff", "nproto", "thoff", "tproto", "poff", "depth")
     filter = _filter_for(options)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pcapext import pcap_bridge
 from pcapext.bpf import MAX_INSTRUCTIONS, MAXIMUM_SNAPLEN, Instruction, Program
 from pcapext.errors import FilterError, ProgramError, Span
-from pcapext.flowkeys import EXTENSION_WORDS, KEY_BY_K
+from pcapext.flowkeys import EXTENSION_WORDS
 from pcapext.standard import compile_standard, placed
 
 if TYPE_CHECKING:
@@ -99,11 +99,11 @@ def compile_to_run(
     optimize: bool | int = True,
     **settings: Any,
 ) -> tuple[Instruction, ...]:
-    """The instructions of a filter for the engine: without flow keys, and more of them than a kernel takes if there have to be.
+    """The instructions of a filter for the engine, which has the flow keys: more of them than a kernel takes if there have to be.
 
     The filter is for packets of a file in the byte order `byteorder`, "<" or ">". The other arguments and errors are those of `compile`.
     """
-    return _compile(expression, linktype, MAXIMUM_SNAPLEN, netmask, optimize, "classic", settings_of(**settings), byteorder)[0]
+    return _compile(expression, linktype, MAXIMUM_SNAPLEN, netmask, optimize, "flowkeys", settings_of(**settings), byteorder)[0]
 
 
 def _compile(
@@ -209,42 +209,3 @@ def _compile_extended(
             lowered = improve(lowered if optimize else gather(lowered))
     walks = lowered is not cfg
     return assemble(finish(lowered) if optimize or walks else lowered), target, walk if walks else None
-
-
-def lower_program(program: Program) -> tuple[Instruction, ...]:
-    """The instructions of a program with the walk written out where it loads flow keys: what the engine runs.
-
-    They may be more than a kernel takes. Raises `ProgramError` where flow keys are loaded in a loop, and on a link type
-    that the walk cannot start at.
-
-    >>> any(instruction.ancillary for instruction in lower_program(compile("inner tcp port 80")))
-    False
-    """
-    if not any(instruction.ancillary and instruction.k in KEY_BY_K for instruction in program):
-        return program.instructions
-    from pcapext.assemble import assemble
-    from pcapext.cfg import Ancillary, Block, Cfg, Key, Value, rewrite, rewrite_end
-    from pcapext.encapsulation import DEFAULT_SETTINGS, LINK_LAYER_BY_NUMBER
-    from pcapext.lift import lift
-    from pcapext.optimize import finish, improve
-    from pcapext.optimize.gather import gather
-    from pcapext.prepare import lower_improved
-
-    if program.linktype not in LINK_LAYER_BY_NUMBER:
-        shown = pcap_bridge.linktype_name(program.linktype) or program.linktype
-        raise ProgramError(f"the program loads flow keys, and there are none on link type {shown}")
-
-    def key(value: Value) -> Value:
-        return Key(KEY_BY_K[value.k].name) if isinstance(value, Ancillary) and value.k in KEY_BY_K else value
-
-    try:
-        lifted = lift(program)
-    except ProgramError as error:
-        raise ProgramError(f"{error}, and the program loads flow keys: only one without loops can") from None
-    blocks = {
-        label: Block(tuple((local, rewrite(value, key)) for local, value in block.assignments), rewrite_end(block.end, key))
-        for label, block in lifted.blocks.items()
-    }
-    cfg = improve(gather(Cfg(lifted.entry, blocks)))
-    link_layer = LINK_LAYER_BY_NUMBER[program.linktype]
-    return assemble(finish(lower_improved(cfg, link_layer, program.settings or DEFAULT_SETTINGS, improve)))

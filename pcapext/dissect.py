@@ -37,7 +37,6 @@ from dataclasses import dataclass, replace
 
 from pcapext import encapsulation as table
 from pcapext.encapsulation import DEFAULT_SETTINGS, ETHERNET, IPV4, IPV6, WalkSettings
-from pcapext.errors import FilterError
 from pcapext.flowkeys import NO_ETHERNET, FlowKeys
 from pcapext.layout import Always, ByEtherType, ByNibble, ByNumber, Encapsulation, Extensions, Next
 
@@ -81,10 +80,7 @@ def dissect(packet: Buffer, linktype: int = 1, settings: WalkSettings | None = N
 
 def walk(packet: Buffer, linktype: int = 1, settings: WalkSettings | None = None) -> Walk:
     """The same walk with all that it met. Arguments and errors are those of `dissect`."""
-    start = table.LINK_LAYER_BY_NUMBER.get(linktype)
-    if start is None:
-        names = ", ".join(row.name for row in table.LINK_LAYERS)
-        raise FilterError(f"no walk through packets of link type {linktype}; there is one for {names}")
+    start = table.link_layer_of(linktype)
     data = memoryview(packet).tobytes()[: table.WALKED_BYTES]
     return _Walker(data, settings or DEFAULT_SETTINGS).run(start)
 

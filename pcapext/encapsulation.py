@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from reprlib import repr as shortened
 from types import MappingProxyType
 
-from pcapext.errors import SettingsError
+from pcapext.errors import FilterError, SettingsError
 from pcapext.layout import (
     Always,
     ByEtherType,
@@ -93,6 +93,15 @@ LINK_LAYERS: tuple[LinkLayer, ...] = (
 )
 
 LINK_LAYER_BY_NUMBER = {row.linktype: row for row in LINK_LAYERS}
+
+
+def link_layer_of(linktype: int) -> LinkLayer:
+    """The row for a link type. Raises `FilterError` where the walk cannot start at it."""
+    row = LINK_LAYER_BY_NUMBER.get(linktype)
+    if row is None:
+        names = ", ".join(row.name for row in LINK_LAYERS)
+        raise FilterError(f"no walk through packets of link type {linktype}; there is one for {names}")
+    return row
 
 
 # ---- What the walk goes through ----

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from pcapext import pcap_bridge
 from pcapext.bpf import RET_K, U32, Instruction, Program
-from pcapext.compiler import REJECTS_ALL, compile_to_run, lower_program, settings_of
-from pcapext.engine import Matcher, allocate, ffi, lib
+from pcapext.compiler import REJECTS_ALL, compile_to_run, settings_of
+from pcapext.engine import Matcher, allocate, ffi, lib, matcher_of
 from pcapext.errors import FilterError, ProgramError
+from pcapext.flowkeys import KEY_BY_K
 from pcapext.formats import NATIVE
 from pcapext.records import Batch, Layout
 
@@ -67,7 +68,7 @@ class Filter:
         with self._lock:  # so that two threads do not do the same work
             if kind not in self.matchers:
                 try:
-                    self.matchers[kind] = Matcher(self._instructions(*kind))
+                    self.matchers[kind] = matcher_of(self._instructions(*kind), linktype, self.settings)
                 except FilterError as error:
                     if is_only or error.message != REJECTS_ALL:
                         raise
@@ -92,9 +93,9 @@ class Filter:
                 program = replace(self.source, linktype=linktype) if self._adapt else self.source
                 if program.linktype != linktype:
                     raise ProgramError(f"a packet of link type {_shown(linktype)}, and the filter is for {_shown(program.linktype)}")
-                made = lower_program(program)
+                made = program.instructions
         for instruction in made:
-            if instruction.ancillary:
+            if instruction.ancillary and instruction.k not in KEY_BY_K:
                 raise FilterError(f"the filter asks for [{instruction.ancillary.name}], which no capture file holds")
         return made
 

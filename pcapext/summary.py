@@ -10,8 +10,8 @@ import time
 from ipaddress import ip_address
 
 from pcapext.capture import Packet
-from pcapext.dissect import dissect
 from pcapext.encapsulation import WalkSettings
+from pcapext.engine.walk import dissect
 from pcapext.flowkeys import FlowKeys
 from pcapext.headers import ETHERTYPE_ARP, ETHERTYPE_IP, ETHERTYPE_IP6, HEADERS, WITH_PORTS
 

@@ -56,6 +56,7 @@ ROWS = (
     "streams sinks",
     "compression",
     "pcap_handles",
+    "engine.walk",
     "machine textforms pcap_bridge engine",
     "engine.build",
     "dump bpfasm dissect cfg formats _libpcap_cffi",

@@ -21,11 +21,12 @@ from packets import packets as generated
 import pcapext
 from benchmarks.frames import frames
 from pcapext import pcap_bridge
-from pcapext.bpf import JA, JEQ_K, LD_W_ABS, MAX_INSTRUCTIONS, RET_A, RET_K, Instruction, Program, program_of
-from pcapext.compiler import TARGETS, compile, compile_to_run, lower_program
+from pcapext.bpf import MAX_INSTRUCTIONS, Program
+from pcapext.compiler import TARGETS, compile, compile_to_run
 from pcapext.encapsulation import WalkSettings
-from pcapext.errors import FilterError, LibpcapError, ProgramError, SettingsError
-from pcapext.flowkeys import KEY_BY_NAME, FlowKeys
+from pcapext.errors import FilterError, LibpcapError, SettingsError
+from pcapext.flowkeys import FlowKeys
+from pcapext.formats import NATIVE
 from pcapext.machine import run
 
 # ---- Standard filters ----
@@ -847,24 +848,25 @@ def test_link_type_that_libpcap_does_not_know_is_no_fault_of_an_empty_filter() -
 # ---- For the engine ----
 
 
-@pytest.mark.parametrize("text", ["", "tcp port 80", "ip6 protochain 6", "inner tcp port 80", "not encap vxlan and inner udp or arp"])
+@pytest.mark.parametrize("text", ["", "tcp port 80", "ip6 protochain 6", "inner tcp port 80", "not encap vxlan and inner udp or outer arp"])
 @pytest.mark.parametrize("optimize", [0, 1, 2])
-def test_what_the_engine_runs_is_the_classic_program(text: str, optimize: int) -> None:
-    assert compile_to_run(text, 1, optimize=optimize) == compile(text, target="classic", optimize=optimize).instructions
+def test_what_the_engine_runs_is_the_program_with_flow_keys(text: str, optimize: int) -> None:
+    assert compile_to_run(text, 1, NATIVE, optimize=optimize) == compile(text, optimize=optimize).instructions
 
 
 def test_what_the_engine_runs_goes_by_its_arguments() -> None:
-    assert compile_to_run("ip broadcast", 1, netmask=0xFF) == compile("ip broadcast", netmask=0xFF).instructions
+    assert compile_to_run("ip broadcast", 1, NATIVE, netmask=0xFF) == compile("ip broadcast", netmask=0xFF).instructions
     options: dict[str, Any] = {"tunnel_ports": {"vxlan": []}, "max_levels": 2, "vlan_tags": 0}
-    expected = compile("inner tcp port 80", linktype=113, target="classic", **options)
-    assert compile_to_run("inner tcp port 80", 113, **options) == expected.instructions != compile_to_run("inner tcp port 80", 113)
+    expected = compile("outer tcp port 80", linktype=113, **options)
+    assert compile_to_run("outer tcp port 80", 113, NATIVE, **options) == expected.instructions
+    assert compile_to_run("outer tcp port 80", 113, NATIVE) != expected.instructions
 
 
 def test_the_engine_runs_more_than_a_kernel() -> None:
     text = chain("ip[N] = N", 300)
     with pytest.raises(FilterError, match="no kernel takes more than 4096"):
         compile(text, optimize=False)
-    assert len(compile_to_run(text, 1, optimize=False)) > MAX_INSTRUCTIONS
+    assert len(compile_to_run(text, 1, NATIVE, optimize=False)) > MAX_INSTRUCTIONS
 
 
 @pytest.mark.parametrize(
@@ -886,38 +888,8 @@ def test_the_engine_runs_more_than_a_kernel() -> None:
 def test_errors_of_what_the_engine_runs(text: str, linktype: int, options: dict[str, Any], message: str) -> None:
     """Those of `compile`."""
     with pytest.raises((FilterError, SettingsError)) as error:
-        compile_to_run(text, linktype, **options)
+        compile_to_run(text, linktype, NATIVE, **options)
     assert message in str(error.value)
     with pytest.raises(type(error.value)) as same:
-        compile(text, linktype=linktype, target="classic", **options)
+        compile(text, linktype=linktype, **options)
     assert str(same.value) == str(error.value)
-
-
-def test_lowered_programs_load_no_keys() -> None:
-    """And the others stay as they are."""
-    for text in ("inner tcp port 80", "poff > 54", "depth > 1 or payload[0] = 1", "inner ether host 1:2:3:4:5:6"):
-        program = compile(text)
-        lowered = lower_program(program)
-        assert program.target == "flowkeys"
-        assert not any(instruction.ancillary for instruction in lowered)
-        assert Program(lowered).kernel_refusal() is None
-    for text in ("", "tcp port 80", "ip6 protochain 6"):
-        program = compile(text)
-        assert lower_program(program) is program.instructions
-    plain = compile("inner tcp port 80", target="classic")
-    assert lower_program(plain) is plain.instructions
-
-
-def test_errors_of_lowering() -> None:
-    """Keys in a loop, and on a link type that has none, by its name or its number."""
-    load = Instruction(LD_W_ABS, k=KEY_BY_NAME["tproto"].k)
-    loop = (load, Instruction(JEQ_K, 1, 0, 6), Instruction(JA, k=0xFFFFFFFD), Instruction(RET_K, k=1))
-    none = "the program loads flow keys, and there are none on link type"
-    for instructions, linktype, message in (
-        (loop, 1, "instruction 2: a jump backwards makes a loop, and the program loads flow keys: only one without loops can"),
-        ((load, Instruction(RET_A)), 105, f"{none} IEEE802_11"),
-        ((load, Instruction(RET_A)), 60000, f"{none} 60000"),
-    ):
-        with pytest.raises(ProgramError) as error:
-            lower_program(program_of(instructions, linktype))
-        assert str(error.value) == message

@@ -343,7 +343,7 @@ def test_faults(instructions: list[Instruction], fault: str, index: int) -> None
     """Whoever calls it: no program is made that would do what C leaves undefined. The rules are those of `structural_fault`."""
     found, place = ffi.new("int *"), ffi.new("uint32_t *", 99)
     octets = packed(instructions)
-    assert not lib.program_new(ffi.from_buffer("struct instruction[]", octets), len(instructions), found, place)
+    assert not lib.program_new(ffi.from_buffer("struct instruction[]", octets), len(instructions), ffi.NULL, found, place)
     assert (found[0], place[0]) == (getattr(lib, f"FAULT_{fault}"), index)
     assert bpf.structural_fault(instructions) is not None
     with pytest.raises(ProgramError, match=f"instruction {index}: the engine cannot run it"):
@@ -353,7 +353,7 @@ def test_faults(instructions: list[Instruction], fault: str, index: int) -> None
 def test_programs_too_long_are_refused_unread() -> None:
     found, place = ffi.new("int *"), ffi.new("uint32_t *")
     for count in ((1 << 24) + 1, 0xFFFFFFFF):
-        assert not lib.program_new(ffi.NULL, count, found, place)
+        assert not lib.program_new(ffi.NULL, count, ffi.NULL, found, place)
         assert found[0] == lib.FAULT_EMPTY
 
 

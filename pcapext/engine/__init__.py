@@ -1,7 +1,7 @@
 """The engine: programs made ready to run in C, and the C functions that find and write the records of captures.
 
-In:  instructions that load no flow keys (`compiler.lower_program` sees to that).
-Out: a `Matcher`. `ffi` and `lib` are cffi's; engine.h says what each function does.
+In:  instructions, and the table of the walk that their flow keys come from (engine/walk.py makes it).
+Out: a `Matcher`; `matcher_of` makes one with the table that it needs. `ffi` and `lib` are cffi's; engine.h says what each function does.
 
 What a program does is what `pcapext.machine` says. No call holds Python's lock, so that threads run side by side.
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pcapext.bpf import U32, Instruction
 from pcapext.errors import PcapextError, ProgramError
+from pcapext.flowkeys import KEY_BY_K
 
 try:
     from pcapext.engine import _engine  # type: ignore[attr-defined]
@@ -25,6 +26,8 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    from pcapext.encapsulation import WalkSettings
 
 ffi: Any = _engine.ffi
 lib: Any = _engine.lib
@@ -38,24 +41,28 @@ allocate = ffi.new_allocator(should_clear_after_alloc=False)
 class Matcher:
     """A program in C. `pointer` is the `struct program *`, good as long as the matcher is.
 
+    `walk` is the table of the walk, a `struct walk_table *`. Without one, loads of flow keys reject the packet, as those of other
+    ancillary words do.
+
     >>> from pcapext.bpf import LD_B_ABS, RET_A
     >>> matcher = Matcher((Instruction(LD_B_ABS, k=2), Instruction(RET_A)))
     >>> matcher.run(bytes([1, 2, 3])), matcher.run(bytes([1, 2]))
     (3, 0)
     """
 
-    __slots__ = ("_counts", "instructions", "pointer")
+    __slots__ = ("_counts", "_walk", "instructions", "pointer")
 
-    def __init__(self, instructions: Sequence[Instruction]) -> None:
+    def __init__(self, instructions: Sequence[Instruction], walk: Any = ffi.NULL) -> None:
         octets = b"".join(struct.pack("=HBBI", i.code, i.jt, i.jf, i.k) for i in instructions)
         fault, index = ffi.new("int *"), ffi.new("uint32_t *")
-        pointer = lib.program_new(ffi.from_buffer("struct instruction[]", octets), len(instructions), fault, index)
+        pointer = lib.program_new(ffi.from_buffer("struct instruction[]", octets), len(instructions), walk, fault, index)
         if not pointer:
             if fault[0] == lib.FAULT_MEMORY:
                 raise MemoryError
             raise ProgramError(f"instruction {index[0]}: the engine cannot run it")
         self.pointer = ffi.gc(pointer, lib.program_free)
         self.instructions = tuple(instructions)
+        self._walk = walk  # which the program points to
         self._counts: Any = None
 
     def run(self, packet: Buffer, wirelen: int | None = None) -> int:
@@ -83,6 +90,23 @@ class Matcher:
         if lib.program_run_counting(self.pointer, *_arguments(packet, wirelen), counts) < 0:
             raise ProgramError(_STOPPED)
         return ffi.unpack(counts, len(self.instructions))  # type: ignore[no-any-return]
+
+
+def matcher_of(instructions: Sequence[Instruction], linktype: int, settings: WalkSettings | None = None) -> Matcher:
+    """The matcher of instructions that may load flow keys, for packets of a link type, with `settings` of the walk or the usual ones.
+
+    Raises `ProgramError` where they load some and the walk cannot start at the link type.
+    """
+    if not any(instruction.ancillary and instruction.k in KEY_BY_K for instruction in instructions):
+        return Matcher(instructions)
+    # Here, since most programs do without the table of encapsulations.
+    from pcapext.encapsulation import LINK_LAYER_BY_NUMBER
+    from pcapext.engine.walk import walk_table
+    from pcapext.pcap_bridge import linktype_name
+
+    if linktype not in LINK_LAYER_BY_NUMBER:
+        raise ProgramError(f"the program loads flow keys, and there are none on link type {linktype_name(linktype) or linktype}")
+    return Matcher(instructions, walk_table(linktype, settings))
 
 
 def _arguments(packet: Buffer, wirelen: int | None) -> tuple[Any, int, int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).parent
-SOURCES = ("program.c", "records.c", "pseudo.c", "write.c")
+SOURCES = ("walk.c", "program.c", "records.c", "pseudo.c", "write.c")
 
 
 def declarations() -> str:

@@ -1,12 +1,12 @@
 /* The engine: what pcapext does to every packet, in C.
  *
- * In:  programs of classic BPF, and buffers with records of a capture in them.
- * Out: verdicts, descriptions of the records, and records written.
+ * In:  programs of classic BPF that may load flow keys, and buffers with records of a capture in them.
+ * Out: verdicts, flow keys, descriptions of the records, and records written.
  *
- * Four parts, each over plain buffers and without state between calls: program.c runs programs, records.c finds the
- * records in a buffer, pseudo.c corrects their packets, write.c writes those that were selected. Nothing here reads a file, allocates
- * in proportion to what a file says, or calls Python: a call can run without Python's lock. Lines between the two marks are what
- * Python sees.
+ * Five parts, each over plain buffers and without state between calls: walk.c finds the flow keys of a packet, program.c runs programs,
+ * records.c finds the records in a buffer, pseudo.c corrects their packets, write.c writes those that were selected. Nothing here reads a
+ * file, allocates in proportion to what a file says, or calls Python: a call can run without Python's lock. Lines between the two
+ * marks are what Python sees.
  */
 #ifndef PCAPEXT_ENGINE_H
 #define PCAPEXT_ENGINE_H
@@ -15,6 +15,127 @@
 #include <stdint.h>
 
 /* For Python: begin */
+
+/* ---- walk.c: the flow keys of a packet ---- */
+
+/* The flow keys, as flowkeys.py tells them. */
+struct flow_keys {
+    uint32_t nhoff, nproto, thoff, tproto, poff, depth, lhoff;
+};
+
+/* How much of everything there is room for in a table. */
+enum {
+    KEYS = 7,
+    MOST_PAIRS = 16,
+    MOST_PARTS = 4,
+    MOST_PREFIXES = 4,
+    MOST_ENCAPSULATIONS = 64,
+    MOST_EXTENSION_HEADERS = 16,
+    MOST_BOUNDS = 8,
+};
+
+/* The words of layout.py, and the rows of encapsulation.py that are written in them; what they mean is told there. */
+
+/* `size` is 0 where there is no such field. */
+struct field {
+    int16_t offset;
+    uint8_t size, shift;
+    uint32_t mask;
+};
+
+struct equals {
+    struct field field;
+    uint32_t value;
+};
+
+/* `most` of `field`, but no more, times `bytes`: IfSet where `most` is 1, else Counted. */
+struct part {
+    struct field field;
+    uint32_t most, bytes;
+};
+
+struct length {
+    uint32_t fixed, base;
+    uint32_t count;
+    struct part parts[MOST_PARTS];
+};
+
+enum next_kind { NEXT_ALWAYS, NEXT_BY_ETHERTYPE, NEXT_BY_NUMBER, NEXT_BY_NIBBLE };
+
+struct pair {
+    uint32_t number;
+    uint16_t ethertype;
+};
+
+struct next {
+    int kind;
+    uint16_t ethertype;  /* NEXT_ALWAYS */
+    struct field field;  /* NEXT_BY_ETHERTYPE, NEXT_BY_NUMBER */
+    uint32_t count;      /* NEXT_BY_NUMBER, NEXT_BY_NIBBLE */
+    struct pair pairs[MOST_PAIRS];
+};
+
+struct prefix {
+    struct equals test;
+    struct length length;
+};
+
+struct extensions {
+    struct field flag, first;
+    struct length length;
+    uint32_t bound; /* the setting itself */
+};
+
+struct encapsulation {
+    struct next next;
+    struct length length;
+    struct equals requires, repeats;
+    struct extensions extensions;
+    uint32_t prefix_count;
+    struct prefix prefixes[MOST_PREFIXES];
+    uint8_t begins_level;
+    uint8_t is_gre; /* what stands in it may be one of `in_gre` */
+    uint8_t bound;  /* an index of `bounds` */
+};
+
+struct extension_header {
+    struct length length;
+    struct field fragment;
+};
+
+/* What an IP protocol is, in IPv4 or in IPv6. */
+struct ip_protocol {
+    uint8_t encapsulation, extension_header; /* indexes; 0: it is none */
+    uint8_t transport_length;
+};
+
+struct in_gre {
+    uint16_t protocol;
+    struct equals test;
+    uint8_t encapsulation;
+};
+
+/* The walk from one link type with one choice of settings. It never changes: threads may share it. The encapsulations and extension headers
+ * with index 0 are none. */
+struct walk_table {
+    uint32_t k[KEYS]; /* of the load of each key, in the order of `struct flow_keys` */
+    uint32_t walked_bytes;
+    uint32_t link_length;
+    struct next link_next;
+    uint32_t link_lhoff;
+    uint32_t max_levels, extension_headers;
+    uint32_t bounds[MOST_BOUNDS]; /* headers of a kind in a level; those with index 0 are not counted */
+    uint8_t by_nibble[16];
+    uint32_t in_gre_count;
+    struct in_gre in_gre[MOST_ENCAPSULATIONS];
+    struct ip_protocol ip_protocols[2][256]; /* in IPv4, in IPv6 */
+    struct extension_header extensions[MOST_EXTENSION_HEADERS];
+    struct encapsulation encapsulations[MOST_ENCAPSULATIONS];
+    uint8_t by_ethertype[65536], by_port[65536]; /* indexes of encapsulations */
+};
+
+/* The flow keys of a packet of which `caplen` bytes were captured. */
+void walk(const struct walk_table *table, const uint8_t *packet, uint32_t caplen, struct flow_keys *keys);
 
 /* ---- program.c: the interpreter ---- */
 
@@ -41,8 +162,10 @@ enum fault {
 /* A program that was checked, ready to run. It never changes: threads may share it. */
 struct program;
 
-/* The program of `count` instructions. Where it cannot be run: NULL, with the fault and the index of the instruction. */
-struct program *program_new(const struct instruction *instructions, uint32_t count, int *fault, uint32_t *index);
+/* The program of `count` instructions. Its flow keys are those of `walk`, which must last as long; without one (NULL), loads of them are loads
+ * from behind the packet. Where it cannot be run: NULL, with the fault and the index of the instruction. */
+struct program *program_new(const struct instruction *instructions, uint32_t count, const struct walk_table *walk, int *fault,
+                            uint32_t *index);
 void program_free(struct program *program);
 
 /* What program_run gives for a program that was stopped, since it jumps backwards and does not end. */

@@ -7,12 +7,16 @@
 #include "engine.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #define SLOTS 16
 #define MOST_INSTRUCTIONS (1u << 24)
 
 /* Instructions that may run for one packet, in a program that jumps backwards (machine.py, LIMIT). */
 #define LIMIT 2000000u
+
+/* The code of what no instruction says by its code alone. */
+#define NO_CODE 0x10000u
 
 /* What the interpreter does, one name for each opcode. The rows: name, code, and how k is checked. */
 #define OPERATIONS(ROW)                 \
@@ -22,6 +26,7 @@
     ROW(LD_W_IND, 0x40, CHECK_NOTHING)  \
     ROW(LD_H_IND, 0x48, CHECK_NOTHING)  \
     ROW(LD_B_IND, 0x50, CHECK_NOTHING)  \
+    ROW(LD_KEY, NO_CODE, CHECK_NOTHING) \
     ROW(LD_IMM, 0x00, CHECK_NOTHING)    \
     ROW(LD_MEM, 0x60, CHECK_SLOT)       \
     ROW(LD_LEN, 0x80, CHECK_NOTHING)    \
@@ -68,14 +73,15 @@
 
 enum check { CHECK_NOTHING, CHECK_SLOT, CHECK_DIVISION, CHECK_SHIFT, CHECK_DISTANCE, CHECK_BRANCHES };
 
-/* Loads of the packet into A: how many bytes, from where, and what they make. */
+/* Loads into A: how many bytes of the packet, from where, and what they make. A flow key takes none. */
 #define LOADS(ROW)                                        \
     ROW(LD_W_ABS, 4, step->k, word(packet + at))          \
     ROW(LD_H_ABS, 2, step->k, half(packet + at))          \
     ROW(LD_B_ABS, 1, step->k, packet[at])                 \
     ROW(LD_W_IND, 4, (uint64_t)X + step->k, word(packet + at)) \
     ROW(LD_H_IND, 2, (uint64_t)X + step->k, half(packet + at)) \
-    ROW(LD_B_IND, 1, (uint64_t)X + step->k, packet[at])
+    ROW(LD_B_IND, 1, (uint64_t)X + step->k, packet[at])        \
+    ROW(LD_KEY, 0, 0, (WALK_ONCE, key_at(&keys, step->k)))
 
 /* A load and the test of A that follows it are one operation: half of a usual program are such pairs, and finding the next thing to do is most
  * of what an instruction costs. The step of the test stays where it is, for those who jump to it. */
@@ -88,7 +94,7 @@ enum operation { OPERATIONS(NAME) LOADS(PAIRED_NAMES) OPERATION_COUNT };
 #undef PAIRED_NAMES
 
 struct row {
-    uint16_t code;
+    uint32_t code;
     enum check check;
 };
 #define ENTRY(name, code, check) {code, check},
@@ -100,11 +106,12 @@ static const struct row ROWS[] = {OPERATIONS(ENTRY)};
 struct step {
     uint16_t operation;
     uint16_t single; /* the operation without what was paired with it */
-    uint32_t k;
+    uint32_t k; /* of LD_KEY: where the key stands in struct flow_keys */
     uint32_t jt, jf;
 };
 
 struct program {
+    const struct walk_table *walk;
     uint32_t count;
     int loops; /* it jumps backwards */
     struct step steps[];
@@ -129,9 +136,27 @@ static enum fault check(enum check check, const struct instruction *instruction,
     return FAULT_NONE;
 }
 
-/* The step of an instruction, or the fault that keeps it from being one. */
-static enum fault make_step(const struct instruction *instruction, uint32_t index, uint32_t count, struct step *step)
+/* Which flow key an instruction loads, or KEYS. The size of the load does not matter. */
+static uint32_t key_of(const struct instruction *instruction, const struct walk_table *walk)
 {
+    uint16_t code = instruction->code;
+    uint32_t key = 0;
+    if (walk == NULL || (code != ROWS[LD_W_ABS].code && code != ROWS[LD_H_ABS].code && code != ROWS[LD_B_ABS].code))
+        return KEYS;
+    while (key < KEYS && walk->k[key] != instruction->k)
+        key++;
+    return key;
+}
+
+/* The step of an instruction, or the fault that keeps it from being one. */
+static enum fault make_step(const struct instruction *instruction, uint32_t index, uint32_t count, const struct walk_table *walk,
+                            struct step *step)
+{
+    uint32_t key = key_of(instruction, walk);
+    if (key < KEYS) {
+        *step = (struct step){LD_KEY, LD_KEY, key * sizeof(uint32_t), 0, 0};
+        return FAULT_NONE;
+    }
     for (uint32_t row = 0; row < ROW_COUNT; row++) {
         if (ROWS[row].code != instruction->code)
             continue;
@@ -143,7 +168,8 @@ static enum fault make_step(const struct instruction *instruction, uint32_t inde
     return FAULT_OPCODE;
 }
 
-struct program *program_new(const struct instruction *instructions, uint32_t count, int *fault, uint32_t *index)
+struct program *program_new(const struct instruction *instructions, uint32_t count, const struct walk_table *walk, int *fault,
+                            uint32_t *index)
 {
     *index = 0;
     *fault = FAULT_EMPTY;
@@ -153,10 +179,10 @@ struct program *program_new(const struct instruction *instructions, uint32_t cou
     *fault = FAULT_MEMORY;
     if (program == NULL)
         return NULL;
-    *program = (struct program){.count = count};
+    *program = (struct program){.walk = walk, .count = count};
     for (uint32_t at = 0; at < count; at++) {
         struct step *step = &program->steps[at];
-        *fault = make_step(&instructions[at], at, count, step);
+        *fault = make_step(&instructions[at], at, count, walk, step);
         if (*fault == FAULT_NONE && at == count - 1 && step->operation != RET_K && step->operation != RET_A)
             *fault = FAULT_NO_RETURN;
         if (*fault != FAULT_NONE) {
@@ -166,7 +192,7 @@ struct program *program_new(const struct instruction *instructions, uint32_t cou
         }
         if (step->operation == JA && step->jt <= at)
             program->loops = 1;
-        if (at > 0 && step->operation >= JEQ_K && step->operation <= JSET_K && step[-1].operation <= LD_B_IND)
+        if (at > 0 && step->operation >= JEQ_K && step->operation <= JSET_K && step[-1].operation <= LD_KEY)
             step[-1].operation = (uint16_t)(LD_W_ABS_JEQ_K + 4 * step[-1].operation + step->operation - JEQ_K);
     }
     return program;
@@ -188,6 +214,13 @@ static inline uint32_t half(const uint8_t *at)
     return (uint32_t)at[0] << 8 | at[1];
 }
 
+static inline uint32_t key_at(const struct flow_keys *keys, uint32_t place)
+{
+    uint32_t key;
+    memcpy(&key, (const char *)keys + place, sizeof key);
+    return key;
+}
+
 /* Run a program. `limit` and `counts` are constants of each call below, so that the compiler makes a copy without what is not asked for. */
 static inline __attribute__((always_inline)) int64_t run(const struct program *program, const uint8_t *packet, uint32_t caplen,
                                                          uint32_t wirelen, uint64_t limit, uint64_t *counts)
@@ -196,6 +229,11 @@ static inline __attribute__((always_inline)) int64_t run(const struct program *p
     const struct step *step = steps;
     uint32_t A = 0, X = 0, M[SLOTS] = {0};
     uint64_t executed = 0;
+    struct flow_keys keys;
+    int walked = 0;
+
+    /* The first load of a flow key walks, the others find the keys. */
+#define WALK_ONCE (walked ? (void)0 : (walk(program->walk, packet, caplen, &keys), (void)(walked = 1)))
 
     /* `size` bytes at `place`, which is not cut to 32 bits. They must lie wholly inside. */
 #define LOAD(size, place, assignment)     \
@@ -279,6 +317,7 @@ static inline __attribute__((always_inline)) int64_t run(const struct program *p
         }
         step++;
     }
+#undef WALK_ONCE
 #undef LOAD
 #undef JUMP
 #undef LOAD_CASES
