@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pcapext.bpf import Program
-from pcapext.capture import packets_of
 from pcapext.errors import CaptureError, printable
 from pcapext.filtering import captures, prepare
 from pcapext.outputs import Calling, Counting
@@ -85,6 +84,7 @@ def _splits(options: argparse.Namespace) -> list[tuple[str, str]]:
 
 def _lines(settings: WalkSettings | None) -> Counting:
     """The output of packets one a line."""
+    from pcapext.capture import packets_of
     from pcapext.summary import summarize
 
     def show(selected: Selected) -> None:

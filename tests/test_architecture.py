@@ -24,7 +24,7 @@ ROWS = (
     # What a user calls.
     "__main__",
     "cli",
-    "cli_filter",
+    "cli_filter cli_arguments",
     "integrations",
     "integrations.*",
     "pcapext",
