@@ -143,10 +143,12 @@ class PcapOutput(_Writing):
         self._form: Any = None
         #: The last layout that was looked at, and whether its records are in the form of the output.
         self._seen: tuple[Layout, bool] | None = None
-        #: The first layout with an interface: what the header is made of if there is no packet.
+        #: What the header is made of if there is no packet: the first layout with an interface, or where the last input ends.
         self._first: Layout | None = None
+        self._last: Input | None = None
 
     def begin(self, source: Input) -> None:
+        self._last = source
         if source.layout.header:
             self._begin(source.layout, 0)
 
@@ -170,7 +172,8 @@ class PcapOutput(_Writing):
 
     def close(self) -> None:
         if self._header is None:
-            self._begin(self._first or PcapLayout(PcapHeader(linktype=1)), 0)
+            layout = self._first or (self._last.layout if self._last else None)
+            self._begin(layout if layout and layout.interfaces else PcapLayout(PcapHeader(linktype=1)), 0)
         super().close()
 
     def _begin(self, layout: Layout, interface: int) -> PcapHeader:

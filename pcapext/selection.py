@@ -111,6 +111,8 @@ class Selected:
 
     def first(self, packets: int) -> Selected:
         """The same up to and with so many packets."""
+        if self.packets < packets:
+            return self
         records, seen = self.batch.records, 0
         for length in range(self.length):
             if seen == packets:
