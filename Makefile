@@ -69,6 +69,11 @@ build/fuzz/%: fuzz/%.c fuzz/fuzz.h $(ENGINE)
 	clang -std=gnu11 -D_GNU_SOURCE -Ipcapext/engine -O1 -g -Wall -Wextra \
 	    -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -o $@ $(filter %.c,$^)
 
+build/fuzz/walk: build/fuzz/tables
+build/fuzz/tables: fuzz/tables.py pcapext/encapsulation.py pcapext/engine/walk.py pcapext/engine/engine.h
+	@mkdir -p build/fuzz
+	$(BIN)/python fuzz/tables.py $@
+
 bench: setup  ## how fast, beside libpcap, tcpdump and Python's libraries; takes eight minutes and 6 GB in build/bench
 	@$(BIN)/python -c 'import cypcap, dpkt, pcapy, scapy' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
 	$(BIN)/python -m benchmarks

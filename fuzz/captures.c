@@ -350,7 +350,7 @@ static void use_records(const struct plan *plan, struct layout *layout, const ui
 {
     int fault;
     uint32_t place, length = 0, interfaces = layout->is_pcapng ? layout->pcapng.interfaces : 1;
-    struct program *odd = program_new(ODD, sizeof ODD / sizeof *ODD, &fault, &place), **programs = memory((interfaces + 1) * sizeof *programs);
+    struct program *odd = program_new(ODD, sizeof ODD / sizeof *ODD, NULL, &fault, &place), **programs = memory((interfaces + 1) * sizeof *programs);
     uint64_t counts[sizeof ODD / sizeof *ODD] = {0}, **each = memory((interfaces + 1) * sizeof *each);
     uint32_t *selected = memory(count * sizeof *selected), *counted = memory(count * sizeof *counted), at = 0;
     int64_t packets = 0, *times = memory(count * sizeof *times);

@@ -80,7 +80,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
     uint8_t *packet = copy_of(input.bytes, caplen);
 
     int fault = -1, loops = has_loop(instructions, count);
-    struct program *program = program_new(instructions, count, &fault, &index);
+    struct program *program = program_new(instructions, count, NULL, &fault, &index);
     if (program == NULL) {
         CHECK(fault > FAULT_NONE && fault <= FAULT_NO_RETURN);
         CHECK(index < count || (count == 0 && index == 0));

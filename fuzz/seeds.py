@@ -1,7 +1,7 @@
 """Makes the seeds that fuzzing starts from: `python fuzz/seeds.py`, in the root of the repository, writes fuzz/corpus.
 
 In:  the filters and captures of the tests.
-Out: one file a seed, as the heads of programs.c and captures.c say. What fuzzing found, fuzz/regressions, is not touched.
+Out: one file a seed, as the heads of the targets say. What fuzzing found, fuzz/regressions, is not touched.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from itertools import count
 from pathlib import Path
 
 import pcapext
+from pcapext.encapsulation import LINK_LAYERS
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent / "tests"))
 
 import capturefiles  # noqa: E402  # found only now
+import packets as generated  # noqa: E402
 
 EXPRESSIONS = (
     "tcp port 80",
@@ -59,6 +61,13 @@ def fnv(octets: bytes) -> int:
     return total
 
 
+def walk() -> Iterator[bytes]:
+    """Packets of every nesting, for the tables in the order of tables.py: two for each link type."""
+    for index, layer in enumerate(LINK_LAYERS):
+        for packet in generated.packets(12, seed=index, linktypes=[layer.linktype]):
+            yield struct.pack("=B", 2 * index + 1) + packet.data
+
+
 def captures() -> Iterator[bytes]:
     packets = [packet._replace(data=packet.data[:40]) for packet in capturefiles.traffic(40) if packet.data]
     mixed = [packet._replace(linktype=(1, 113)[number % 2]) for number, packet in enumerate(packets)]
@@ -77,7 +86,7 @@ def captures() -> Iterator[bytes]:
 
 if __name__ == "__main__":
     shutil.rmtree(HERE / "corpus", ignore_errors=True)
-    for name, seeds in (("programs", programs()), ("captures", captures())):
+    for name, seeds in (("programs", programs()), ("captures", captures()), ("walk", walk())):
         folder = HERE / "corpus" / name
         folder.mkdir(parents=True)
         for seed in seeds:

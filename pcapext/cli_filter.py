@@ -88,8 +88,7 @@ def _lines(settings: WalkSettings | None) -> Counting:
     from pcapext.summary import summarize
 
     def show(selected: Selected) -> None:
-        for packet in packets_of(selected):
-            print(summarize(packet, settings))
+        sys.stdout.write("".join(f"{summarize(packet, settings)}\n" for packet in packets_of(selected)))
 
     return Calling(show, sys.stdout.flush)
 
@@ -103,7 +102,7 @@ def _size(run: Run) -> int | None:
 
 def _print_counts(run: Run, names: list[str] | None) -> None:
     for index, task in enumerate(run.tasks):
-        print(f"{printable(names[index])}: {_packets(task.matching)}" if names else _packets(task.matching))
+        sys.stdout.write(f"{printable(names[index])}: {_packets(task.matching)}\n" if names else f"{_packets(task.matching)}\n")
 
 
 def _packets(number: int) -> str:

@@ -16,6 +16,7 @@ from pcapext.bpf import Program
 from pcapext.errors import CaptureError, CaptureWarning, printable
 from pcapext.formats import PCAP_MAGICS, PCAPNG_MAGIC
 from pcapext.outputs import Counting, PcapngOutput, PcapOutput, is_pcapng, largest_of
+from pcapext.records import read_head
 from pcapext.selection import Filter
 from pcapext.sinks import open_sink
 from pcapext.streams import open_stream
@@ -52,10 +53,8 @@ def _in_folder(folder: FilePath) -> list[Origin]:
 
 def _is_capture(path: str) -> bool:
     with open_stream(path) as stream:
-        view, have = memoryview(bytearray(4)), 0
-        while have < 4 and (count := stream.readinto(view[have:])):
-            have += count
-        return bytes(view) == PCAPNG_MAGIC or bytes(view) in PCAP_MAGICS
+        magic = read_head(stream)[:4]
+    return magic == PCAPNG_MAGIC or magic in PCAP_MAGICS
 
 
 def prepare(

@@ -88,7 +88,9 @@ class _Writing(Counting):
         self._room = CHUNK
 
     def flush(self) -> None:
-        self._sink.flush()
+        # In a file it would only make the compression worse.
+        if self._sink.is_stream:
+            self._sink.flush()
 
     def close(self) -> None:
         self._sink.close()

@@ -218,7 +218,7 @@ class Input:
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self.name = stream.name
-        head = _read_head(stream)
+        head = read_head(stream)
         self.layout: Layout
         if head.startswith(PCAPNG_MAGIC):
             self.layout, self.offset, self._carry = PcapngLayout(), 0, head
@@ -365,7 +365,7 @@ def _words(scanned: Any, layout: Layout) -> str:
     return f"a packet of interface {number}, of which the section has not told"
 
 
-def _read_head(stream: Stream) -> bytes:
+def read_head(stream: Stream) -> bytes:
     """The first 24 bytes, or all there are."""
     view, have = memoryview(bytearray(PCAP_HEADER)), 0
     while have < PCAP_HEADER and (count := stream.readinto(view[have:])):

@@ -46,6 +46,11 @@ class Sink(AbstractContextManager["Sink"]):
         self._begun = False
         self._fault: CaptureError | None = None
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether somebody may read at the other end what is written, before the sink is closed."""
+        return self._becomes is None
+
     def write(self, data: Buffer) -> None:
         """Write all of it."""
         self._begun = True

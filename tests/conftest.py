@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Generator
 
@@ -20,6 +21,8 @@ hypothesis.settings.load_profile("pcapext")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Whoever starts the tests in the background makes them deaf to interrupts, and what they start too. Some tests are about them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.get("CI"):
         # A registered plugin sees all items; the hooks of this file itself do not see doctests under pcapext/.
         config.pluginmanager.register(SkipIsFailure())

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 #: Inputs tried of each target: seconds, and as many as reach what the seeds do not.
-RUNS = {"programs": 100_000, "captures": 20_000}
+RUNS = {"programs": 100_000, "captures": 20_000, "walk": 200_000}
 
 
 def test_every_target_has_a_run() -> None:
