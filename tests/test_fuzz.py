@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ def test_fuzz(target: str, tmp_path: Path) -> None:
     # Neither the flags of the make that runs this test, nor where `make sanitize` has its reports put.
     foreign = ("MAKE", "MFLAGS", "ASAN_", "UBSAN_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    environment["TABLES_PYTHON"] = sys.executable
     program = Path("build", "fuzz", target)
     subprocess.run(["make", "--silent", program], cwd=ROOT, env=environment, check=True)
     seeds = [folder for folder in (ROOT / "fuzz" / "corpus" / target, ROOT / "fuzz" / "regressions" / target) if folder.exists()]
