@@ -30,7 +30,7 @@ from pcapext.formats import (
     damage,
     longest_packet,
 )
-from pcapext.streams import Stream, open_stream
+from pcapext.streams import Stream, open_stream, read_first
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -278,8 +278,8 @@ class Input:
         """Have so many bytes of a regular file in the chunk; whether there are as many."""
         assert self.stream.descriptor is not None
         wanted = size
-        # What a damaged file says may be more than it has.
-        wanted, size = size, min(size, max(chunk.size, os.fstat(self.stream.descriptor).st_size - chunk.base))
+        if size > chunk.size:  # what a damaged file says may be more than it has
+            size = min(size, max(chunk.size, os.fstat(self.stream.descriptor).st_size - chunk.base))
         chunk.reserve(size)
         try:
             while chunk.filled < size:
@@ -367,7 +367,4 @@ def _words(scanned: Any, layout: Layout) -> str:
 
 def read_head(stream: Stream) -> bytes:
     """The first 24 bytes, or all there are."""
-    view, have = memoryview(bytearray(PCAP_HEADER)), 0
-    while have < PCAP_HEADER and (count := stream.readinto(view[have:])):
-        have += count
-    return bytes(view[:have])
+    return read_first(stream.readinto, PCAP_HEADER)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pcapext import pcap_bridge
 from pcapext.bpf import RET_K, U32, Instruction, Program
 from pcapext.compiler import REJECTS_ALL, compile_to_run, settings_of
-from pcapext.engine import Matcher, allocate, ffi, lib, matcher_of
+from pcapext.engine import STOPPED_WORDS, Matcher, allocate, ffi, lib, matcher_of
 from pcapext.errors import FilterError, ProgramError
 from pcapext.flowkeys import KEY_BY_K
 from pcapext.formats import NATIVE
@@ -154,7 +154,7 @@ class Selector:
             if self._is_profiled:
                 self._counters[interface] = matcher.counters
         if packets == lib.STOPPED:
-            raise ProgramError("the program was stopped: it jumps backwards and does not end")
+            raise ProgramError(STOPPED_WORDS)
         return Selected(batch, indexes, self._length[0], packets)
 
     def _match(self, batch: Batch, indexes: Any) -> int:

@@ -19,6 +19,8 @@ from pcapext.compression import LEGACY_LZ4, MAGIC_SIZE, DamagedError, Decoder, d
 from pcapext.errors import CaptureError, naming, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from typing_extensions import Buffer
 
 #: Bytes of a compressed file that are read at once, and the least that are decompressed at once.
@@ -161,10 +163,7 @@ def open_stream(source: str | os.PathLike[str] | Buffer, *, follow: bool = False
     """
     raw: _Source = _File(source, follow, stop) if isinstance(source, str | os.PathLike) else _Memory(source)
     try:
-        view, have = memoryview(bytearray(MAGIC_SIZE)), 0
-        while have < MAGIC_SIZE and (count := raw.read(view[have:])):
-            have += count
-        head = bytes(view[:have])
+        head = read_first(raw.read, MAGIC_SIZE)
         compression = format_of(head)
         if compression == LEGACY_LZ4:
             raise CaptureError(f"{raw.name}: lz4 data in the legacy format cannot be read; decompress it with lz4 -d")
@@ -172,6 +171,14 @@ def open_stream(source: str | os.PathLike[str] | Buffer, *, follow: bool = False
     except BaseException:
         raw.close()
         raise
+
+
+def read_first(read: Callable[[memoryview], int], size: int) -> bytes:
+    """What `read`, called as often as it takes, puts into `size` bytes of memory; less where the end comes before."""
+    view, have = memoryview(bytearray(size)), 0
+    while have < size and (count := read(view[have:])):
+        have += count
+    return bytes(view[:have])
 
 
 class _Source(Protocol):

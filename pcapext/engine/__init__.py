@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 ffi: Any = _engine.ffi
 lib: Any = _engine.lib
 
-_STOPPED = "the program was stopped: it jumps backwards and does not end"
+STOPPED_WORDS = "the program was stopped: it jumps backwards and does not end"
 
 #: Memory that is not filled with zeros first.
 allocate = ffi.new_allocator(should_clear_after_alloc=False)
@@ -72,7 +72,7 @@ class Matcher:
         """What the program returns for `packet`, any buffer of captured bytes, which had `wirelen` bytes on the wire."""
         value: int = self.call(*_arguments(packet, wirelen))
         if value < 0:
-            raise ProgramError(_STOPPED)
+            raise ProgramError(STOPPED_WORDS)
         return value
 
     @property
@@ -91,7 +91,7 @@ class Matcher:
         """How often each instruction runs for a packet."""
         counts = ffi.new("uint64_t[]", len(self.instructions))
         if lib.program_run_counting(self.pointer, *_arguments(packet, wirelen), counts) < 0:
-            raise ProgramError(_STOPPED)
+            raise ProgramError(STOPPED_WORDS)
         return ffi.unpack(counts, len(self.instructions))  # type: ignore[no-any-return]
 
 
