@@ -32,6 +32,49 @@ int pcap_datalink(pcap_t *p);
 int pcap_snapshot(pcap_t *p);
 int pcap_next_ex(pcap_t *p, struct pcap_pkthdr **header, const unsigned char **data);
 
+pcap_t *pcap_create(const char *device, char *errbuf);
+int pcap_set_snaplen(pcap_t *p, int snaplen);
+int pcap_set_promisc(pcap_t *p, int promiscuous);
+int pcap_can_set_rfmon(pcap_t *p);
+int pcap_set_rfmon(pcap_t *p, int monitor);
+int pcap_set_timeout(pcap_t *p, int milliseconds);
+int pcap_set_immediate_mode(pcap_t *p, int immediate);
+int pcap_set_buffer_size(pcap_t *p, int size);
+int pcap_set_tstamp_type(pcap_t *p, int type);
+int pcap_list_tstamp_types(pcap_t *p, int **types);
+void pcap_free_tstamp_types(int *types);
+int pcap_tstamp_type_name_to_val(const char *name);
+const char *pcap_tstamp_type_val_to_name(int type);
+int pcap_set_tstamp_precision(pcap_t *p, int precision);
+int pcap_get_tstamp_precision(pcap_t *p);
+int pcap_activate(pcap_t *p);
+const char *pcap_statustostr(int status);
+
+int pcap_setfilter(pcap_t *p, struct bpf_program *program);
+int pcap_setdirection(pcap_t *p, int direction);
+int pcap_list_datalinks(pcap_t *p, int **linktypes);
+void pcap_free_datalinks(int *linktypes);
+int pcap_set_datalink(pcap_t *p, int linktype);
+int pcap_setnonblock(pcap_t *p, int nonblock, char *errbuf);
+int pcap_getnonblock(pcap_t *p, char *errbuf);
+int pcap_fileno(pcap_t *p);
+int pcap_get_selectable_fd(pcap_t *p);
+void pcap_breakloop(pcap_t *p);
+int pcap_inject(pcap_t *p, const void *packet, size_t length);
+struct pcap_stat { unsigned int ps_recv; unsigned int ps_drop; unsigned int ps_ifdrop; };
+int pcap_stats(pcap_t *p, struct pcap_stat *stats);
+
+struct sockaddr;
+struct pcap_addr {
+    struct pcap_addr *next;
+    struct sockaddr *addr; struct sockaddr *netmask; struct sockaddr *broadaddr; struct sockaddr *dstaddr;
+};
+typedef struct pcap_if {
+    struct pcap_if *next; char *name; char *description; struct pcap_addr *addresses; bpf_u_int32 flags;
+} pcap_if_t;
+int pcap_findalldevs(pcap_if_t **devices, char *errbuf);
+void pcap_freealldevs(pcap_if_t *devices);
+
 pcap_dumper_t *pcap_dump_fopen(pcap_t *p, void *file);
 void pcap_dump(unsigned char *dumper, const struct pcap_pkthdr *header, const unsigned char *data);
 int pcap_dump_flush(pcap_dumper_t *dumper);
