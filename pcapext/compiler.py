@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pcapext.encapsulation import WalkSettings
 
 #: The forms of program that `compile` makes (DESIGN.md 2).
-TARGETS = ("flowkeys", "classic")
+TARGETS = ("flowkeys", "classic", "keys")
 
 #: libpcap's words, and ours, for a filter that can accept no packet.
 REJECTS_ALL = "expression rejects all packets"
@@ -49,7 +49,8 @@ def compile(
 
     `linktype` is a name of libpcap's or a DLT number; `snaplen` the number of bytes that an accepted packet is cut to;
     `netmask` the network's, for `ip broadcast`, None if it is not known. `target` is "flowkeys", a short program that loads flow
-    keys, or "classic", a long one that runs on every kernel and libpcap; a filter without extension terms is always "classic".
+    keys, "keys", the same with one load of all of them into M[], or "classic", a long one that runs on every kernel and libpcap; a filter
+    without extension terms is always "classic".
     An empty expression accepts everything.
 
     `optimize` says how much: 0 or False, 1 or True, or 2. 1 and 2 differ for filters without extension terms alone: 1 gives
@@ -120,7 +121,7 @@ def _compile(
     if optimize not in (0, 1, 2):
         raise FilterError(f"optimize is {optimize!r}, expected 0, 1 or 2")
     if target not in TARGETS:
-        raise FilterError(f"unknown target '{target}', expected {' or '.join(TARGETS)}")
+        raise FilterError(f"unknown target '{target}', expected one of {', '.join(TARGETS)}")
     if _may_extend(expression):
         return _compile_extended(expression, linktype, snaplen, netmask, optimize, target, settings, byteorder)
     return compile_standard(expression, linktype, snaplen, netmask, optimize, byteorder), "classic", None
@@ -167,10 +168,11 @@ def _compile_extended(
     from pcapext.encapsulation import DEFAULT_SETTINGS, LINK_LAYER_BY_NUMBER, LINK_LAYERS
     from pcapext.lift import lift
     from pcapext.locate import standard_terms
-    from pcapext.lower import lower, lower_in_place
+    from pcapext.lower import load_keys, lower, lower_in_place
     from pcapext.mark import mark
     from pcapext.optimize import finish, improve
     from pcapext.optimize.gather import gather
+    from pcapext.optimize.merge import merge
     from pcapext.parser import parse
     from pcapext.prepare import lower_improved
     from pcapext.resolve import resolve
@@ -208,4 +210,7 @@ def _compile_extended(
             # Not left to `optimize`: what `lower` makes is meant for the passes, and too long for any kernel without them.
             lowered = improve(lowered if optimize else gather(lowered))
     walks = lowered is not cfg
-    return assemble(finish(lowered) if optimize or walks else lowered), target, walk if walks else None
+    finished = finish(lowered) if optimize or walks else lowered
+    if target == "keys":
+        finished = merge(load_keys(finished))
+    return assemble(finished), target, walk if walks else None

@@ -4,8 +4,9 @@ In:  a filter as a template of oracle.py, and packets, whole, ended early or cut
 Out: nothing but the verdict; a disagreement is an AssertionError that names the ways that differ and holds the packet in hex.
 
 The ways: the program with flow keys on pcapext's machine, which takes the keys from the reference walk, and in pcapext's engine, which
-walks by itself; the classic program on the machine, in the engine, in libpcap's interpreter and in the running kernel; each of these
-optimized and not. The rules are oracle.py's, with the keys that the generator knows by construction.
+walks by itself; the program that loads all keys at once on both; the classic program on the machine, in the engine, in libpcap's
+interpreter and in the running kernel; each of these optimized and not. The rules are oracle.py's, with the keys that the generator
+knows by construction.
 
 A packet captured whole has one verdict everywhere. Of a packet that the snap length cut, a program may reject what the rules
 accept, never the other way (LANGUAGE.md 5). The kernel has no such packets: it runs the filter before the cut.
@@ -149,6 +150,11 @@ class Everywhere:
             keyed = compiled(self.text, linktype, netmask, optimize, "flowkeys", settings)
             self.quick[f"machine, flow keys, {how}"] = _on_machine(keyed, settings)
             self.quick[f"engine, flow keys, {how}"] = _in_engine(keyed)
+            together = compiled(self.text, linktype, netmask, optimize, "keys", settings)
+            assert set(together.flow_keys) <= {"keys"}, self.text
+            assert together.kernel_refusal(stock=False) is None, self.text
+            self.quick[f"engine, keys, {how}"] = _in_engine(together)
+            self.slow[f"machine, keys, {how}"] = _on_machine(together, settings)
             if optimize in classic:
                 plain = compiled(self.text, linktype, netmask, optimize, "classic", settings)
                 kernel = Kernel()

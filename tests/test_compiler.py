@@ -568,7 +568,7 @@ def test_extension_terms_need_a_link_type_of_the_walk() -> None:
 
 
 def test_unknown_target() -> None:
-    with pytest.raises(FilterError, match="unknown target 'wasm', expected flowkeys"):
+    with pytest.raises(FilterError, match="unknown target 'wasm', expected one of flowkeys, classic"):
         compile("tcp", target="wasm")
 
 
