@@ -51,6 +51,11 @@ def told_by_walk(block: Block) -> frozenset[Key | Passed]:
     return frozenset(part for value in block.values for part in parts(value) if isinstance(part, Key | Passed))
 
 
+def wanted_of(cfg: Cfg) -> frozenset[Key | Passed]:
+    """What only a walk tells of the values in a graph."""
+    return frozenset[Key | Passed]().union(*map(told_by_walk, cfg.blocks.values()))
+
+
 def in_locals(block: Block, told: Set[Key | Passed]) -> Block:
     """The block with locals in place of what the walk tells."""
     return _put(block, {value: local_for(value) for value in told})
