@@ -68,17 +68,16 @@ INLINE int within(struct packet packet, uint64_t offset)
     return has(packet, offset, 0, &at);
 }
 """,
-    "forget": f"""\
-/* An offset in the packet, of which the verifier is to know no more than that: so it looks once at what follows, not for each way there. */
-INLINE uint64_t forget(struct packet packet, uint64_t offset)
-{{
+    "forget": """\
+/* A number of which the verifier is to know nothing: so it looks once at what follows, and not once for each way there. */
+INLINE uint64_t forget(struct packet packet, uint64_t number)
+{
 #ifdef __bpf__
-    __asm__ __volatile__("%0 += %1\\n%0 -= %1" : "+r"(offset) : "r"(packet.any));
-    offset &= {FARTHEST_IN_EBPF:#x};
+    __asm__ __volatile__("%0 += %1\\n%0 -= %1" : "+r"(number) : "r"(packet.any));
 #endif
     (void)packet;
-    return offset;
-}}
+    return number;
+}
 """,
     "half_at": """\
 INLINE uint32_t half_at(const uint8_t *at)

@@ -199,7 +199,7 @@ struct tunnel {{
 
     def passes(self, row: Encapsulation, value: Passed) -> list[str]:
         """Notes that a header was passed that an `encap` term asks for."""
-        note = f"next->{member(value)} = 1;"
+        note = f"next->{member(value)} = (uint32_t)forget(packet, 1);"
         if value.identifier is None:
             return [note]
         named = row.identifier
@@ -356,7 +356,7 @@ struct tunnel {{
                 "    offset = forget(packet, offset);",
                 "}",
             ]
-        lines += ["keys->tproto = tproto;", "if (!within(packet, offset))", "    return tunnel;", "offset = forget(packet, offset);"]
+        lines += ["tproto = (uint32_t)forget(packet, tproto);", "keys->tproto = tproto;", "if (!within(packet, offset))", "    return tunnel;", "offset = forget(packet, offset);"]
         lines += ["if (later) {", "    keys->poff = (uint32_t)offset;", "    return tunnel;", "}", "keys->thoff = (uint32_t)offset;"]
         if self.wants("poff"):
             lines += self.payload()
@@ -455,7 +455,9 @@ struct tunnel {{
                 "    next.type = half_at(at + 12);",
                 f"    next.offset += {table.ETHERNET_LENGTH};",
                 "}",
+                "next.type = (uint32_t)forget(packet, next.type);",
                 "next.offset = forget(packet, next.offset);",
+                "next.lhoff = (uint32_t)forget(packet, next.lhoff);",
                 "*header = next;",
                 "return 1;",
             ],
@@ -482,6 +484,8 @@ struct tunnel {{
         level = [
             "struct tunnel tunnel = past_tags(packet, &header);",
             "struct keys keys = {0, 0, 0, 0, 0, 0, 0};",
+            "header.type = (uint32_t)forget(packet, header.type);",
+            "header.offset = forget(packet, header.offset);",
             f"if (header.type < {table.FIRST_ETHERTYPE:#06x}) /* a length */",
             "    header.type = 0, header.offset = 0;",
             "keys.nhoff = (uint32_t)header.offset;",
@@ -505,7 +509,8 @@ struct tunnel {{
             "#ifdef __bpf__",
             "if (!has(packet, 0, 1, &at))",
             "    return;",
-            "packet.any = at[0];",
+            "packet.any = at[0] * 0x0101010101010101;",
+            *(f"header.{member(value)} = (uint32_t)forget(packet, 0);" for value in self.asked),
             "#else",
             f"if (packet.end - packet.data > {table.WALKED_BYTES:#x})",
             f"    packet.end = packet.data + {table.WALKED_BYTES:#x};",
