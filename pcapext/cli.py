@@ -77,8 +77,15 @@ def _compile(options: argparse.Namespace) -> int:
         linktype = options.linktype
     if options.snaplen is not None:
         snaplen = options.snaplen
-    program = _filter_program(options, linktype, snaplen, _chosen_settings(options))
-    print(program.dump(options.format), end="")
+    settings = _chosen_settings(options)
+    if options.target == "c":
+        if options.format not in (None, "c"):
+            options.usage_error(f"argument -t: c is printed as C alone, not in the form {options.format}")
+        source = compile(_expression(options), target="c", **_options_of_compile(options, linktype, snaplen, settings))
+        print(source.dump(), end="")
+        return 0
+    program = compile(_expression(options), target=options.target, **_options_of_compile(options, linktype, snaplen, settings))
+    print(program.dump(options.format or "d"), end="")
     if program.flow_keys:
         words = ", ".join(f"[{key}]" for key in program.flow_keys)
         print(f"pcapext: note: a stock kernel refuses {words}; {_RUN_ANYWHERE}", file=sys.stderr)
@@ -122,17 +129,8 @@ def _chosen_settings(options: argparse.Namespace) -> dict[str, Any]:
     return chosen
 
 
-def _filter_program(options: argparse.Namespace, linktype: str | int, snaplen: int, settings: dict[str, Any]) -> Program:
-    """The program of the expression."""
-    return compile(
-        _expression(options),
-        linktype=linktype,
-        snaplen=snaplen,
-        netmask=options.netmask,
-        optimize=options.optimize,
-        target=options.target,
-        **settings,
-    )
+def _options_of_compile(options: argparse.Namespace, linktype: str | int, snaplen: int, settings: dict[str, Any]) -> dict[str, Any]:
+    return {"linktype": linktype, "snaplen": snaplen, "netmask": options.netmask, "optimize": options.optimize, **settings}
 
 
 def _filter_for(options: argparse.Namespace, expression: str | None = None) -> Filter:

@@ -33,7 +33,21 @@ REJECTS_ALL = "expression rejects all packets"
 
 
 @overload
-def compile(expression: str, *, target: Literal["c"], **options: Any) -> CSource: ...  # type: ignore[overload-overlap]
+def compile(  # type: ignore[overload-overlap]
+    expression: str,
+    *,
+    target: Literal["c"],
+    linktype: str | int = ...,
+    snaplen: int = ...,
+    netmask: int | None = ...,
+    optimize: bool | int = ...,
+    tunnel_ports: Mapping[str, Iterable[int]] | None = ...,
+    max_levels: int | None = ...,
+    vlan_tags: int | None = ...,
+    mpls_labels: int | None = ...,
+    extension_headers: int | None = ...,
+    gtpu_extensions: int | None = ...,
+) -> CSource: ...
 @overload
 def compile(
     expression: str,
@@ -168,7 +182,9 @@ def _compile_c(expression: str, linktype: int, snaplen: int, netmask: int | None
         try:
             cfg = lift(compile_standard(expression, linktype, snaplen, netmask, optimize, None))
         except ProgramError:
-            raise FilterError("'protochain' makes a loop, and C for the verifier of eBPF cannot have it") from None
+            start = expression.index("protochain")
+            span = Span(start, start + len("protochain"))
+            raise FilterError("'protochain' makes a loop, and a filter in C cannot have one", expression, span) from None
         cfg = finish(improve(cfg)) if optimize else cfg
     else:
         cfg, _ = extended

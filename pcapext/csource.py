@@ -21,9 +21,9 @@ class CSource:
 
         uint32_t filter(const uint8_t *data, const uint8_t *data_end, uint32_t wirelen)
 
-    `data_end` is behind the last byte that was captured, `wirelen` the number of bytes on the wire. Any compiler of C99, C11 or C++ takes it
-    and needs nothing but <stdint.h>. `clang -O2 -target bpf` needs nothing; there the function is static, to be called by a program in the
-    same file, and looks at the first 32767 bytes of a packet.
+    `data_end` is behind the last byte that was captured, `wirelen` the number of bytes on the wire. Any compiler of C99, C11 or C++ takes
+    it and needs nothing but <stdint.h>. `clang -O2 -target bpf` needs nothing; there the function is static, to be called by a program in
+    the same file, and looks at the first 32767 bytes of a packet.
     """
 
     text: str

@@ -11,6 +11,7 @@ Out: the text of a C file; what it defines is told in pcapext/csource.py.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping
 
 from pcapext.cfg import Cfg, Key, Local, Passed, maximum
@@ -18,6 +19,8 @@ from pcapext.encapsulation import LinkLayer, WalkSettings
 from pcapext.write_c.graph import FOUND, write_graph
 from pcapext.write_c.pieces import HEAD, INDENT, helpers_for
 from pcapext.write_c.walk import member, write_walk
+
+NEWLINE = "\n"
 
 __all__ = ["found_locals", "write_c"]
 
@@ -31,15 +34,21 @@ def write_c(
     cfg: Cfg, expression: str, linktype: str, wanted: frozenset[Key | Passed], link_layer: LinkLayer | None, settings: WalkSettings
 ) -> str:
     """The text of a C file. `wanted` is what the walk tells the graph; where that is nothing, there need be no link layer that it knows."""
-    lines = write_graph(cfg)
+    names, lines = write_graph(cfg)
     walk, start = "", []
     if wanted:
         assert link_layer is not None
         walk = write_walk(link_layer, settings, sorted(wanted, key=member)) + "\n"
         start = [f"struct found found = {{{', '.join('0' for _ in wanted)}}};"]
+    if names:
+        declared = textwrap.wrap(", ".join(f"{name}~=~0" for name in names), 120, subsequent_indent=INDENT)
+        start += f"uint32_t {NEWLINE.join(declared)};".replace("~", " ").split(NEWLINE)
     used = "\n".join(lines)
-    start += ["struct packet packet;", "packet.data = data;", "packet.end = data_end;"] if "packet" in used else ["(void)data;", "(void)data_end;"]
-    start += [] if "wirelen" in used else ["(void)wirelen;"]
+    if "packet" in used:
+        start += ["struct packet packet;", "packet.data = data;", "packet.end = data_end;"]
+    else:
+        start += ["(void)data;", "(void)data_end;"]
+    start.append("wirelen = opaque(wirelen);" if "wirelen" in used else "(void)wirelen;")
     body = [line if line.endswith(":") else INDENT + line for line in [*start, *lines]]
     function = "\n".join([_FUNCTION, "{", *body, "}", ""])
     return _title(expression, linktype) + HEAD + helpers_for(walk + function) + walk + function
@@ -60,8 +69,8 @@ def _title(expression: str, linktype: str) -> str:
             " *",
             *(f" *     {line.rstrip()}".rstrip() for line in shown),
             " *",
-            f" * for packets of link type {linktype}. It returns how many bytes to keep of the packet from `data` to `data_end`, which had `wirelen` bytes",
-            " * on the wire, and 0 where the packet does not match.",
+            f" * for packets of link type {linktype}. It returns how many bytes to keep of the packet from `data` to `data_end`,",
+            " * which had `wirelen` bytes on the wire, and 0 where the packet does not match.",
             " */",
             "",
         ]

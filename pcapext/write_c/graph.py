@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pcapext.bpf import ANCILLARY_BY_K
 from pcapext.cfg import (
     U32,
     VOID,
@@ -38,6 +39,9 @@ from pcapext.cfg import (
     locals_of,
     maximum,
 )
+from pcapext.encapsulation import BY_ETHERTYPE
+from pcapext.errors import FilterError
+from pcapext.headers import HEADERS
 from pcapext.write_c.pieces import identifier, indented
 
 #: The local for something that the walk tells is named so.
@@ -60,8 +64,8 @@ _OPERATORS = {
 _SIZES = {1: "byte", 2: "half", 4: "word"}
 
 
-def write_graph(cfg: Cfg) -> list[str]:
-    """The lines."""
+def write_graph(cfg: Cfg) -> tuple[list[str], list[str]]:
+    """The names of the variables, all of them `uint32_t`, and the lines. Raises `FilterError` for a word that is not of the packet."""
     return _Writer(cfg).body()
 
 
@@ -81,15 +85,14 @@ class _Writer:
         for label in self.joins:
             self.joins[label] = f"next_{len([name for name in self.joins.values() if name]) + 1}"
             self.behind.setdefault(above[label], []).append(label)
-        self.size = {label: 1 for label in cfg.labels}
+        self.size = dict.fromkeys(cfg.labels, 1)
         for label in reversed(cfg.labels):
             if label != cfg.entry:
                 self.size[above[label]] += self.size[label]
 
-    def body(self) -> list[str]:
+    def body(self) -> tuple[list[str], list[str]]:
         lines = self.tree(self.cfg.entry)
-        declared = [name for name in self.names.values() if not name.startswith(FOUND)]
-        return [*(f"uint32_t {name} = 0;" for name in declared), *lines]
+        return [name for name in self.names.values() if not name.startswith(FOUND)], lines
 
     def is_verdict(self, label: Label) -> bool:
         match self.cfg.blocks[label]:
@@ -123,7 +126,7 @@ class _Writer:
             if isinstance(value, Key | Passed):
                 self.names[local] = local.name
                 if not walked:
-                    lines.append("walk(packet, &found);")
+                    lines.append("walk(data, data_end, &found);")
                 walked = True
                 continue
             text = self.value(value, lines, loaded)
@@ -134,7 +137,8 @@ class _Writer:
             case Goto(target):
                 return self.go(target, lines)
             case Return(value):
-                lines.append(f"return {self.value(value, lines, loaded)};")
+                text = self.value(value, lines, loaded)
+                lines.append(f"return {value.value if isinstance(value, Const) else text};")
                 return None
             case Branch(test, then, otherwise):
                 holds, fails = self.test(test, lines, loaded)
@@ -188,8 +192,10 @@ class _Writer:
 
     def test(self, test: Test, lines: list[str], loaded: set[Load]) -> tuple[str, str]:
         """A test and its opposite."""
-        left, right = self.value(test.left, lines, loaded), self.value(test.right, lines, loaded, hexadecimal=_is_type(test.left))
-        if test.comparison is Comparison.SET:
+        is_mask = test.comparison is Comparison.SET
+        left = self.value(test.left, lines, loaded)
+        right = self.value(test.right, lines, loaded, hexadecimal=is_mask or _is_type(test)) + _comment(test)
+        if is_mask:
             return f"{left} & {right}", f"!({left} & {right})"
         holds, fails = _TESTS[test.comparison]
         return f"{left} {holds} {right}", f"{left} {fails} {right}"
@@ -198,7 +204,7 @@ class _Writer:
         """The text of a value; what must be loaded for it is written before."""
         match value:
             case Const(number):
-                return f"{number:#06x}" if hexadecimal else f"{number:#x}" if number > 0xFFFF else str(number)
+                return f"{number:#x}" if hexadecimal or number > 0xFFFF else str(number)
             case Length():
                 return "wirelen"
             case Local():
@@ -211,7 +217,10 @@ class _Writer:
                 return self.name(value)
             case Binary(operator, left, right):
                 return self.binary(operator, left, right, lines, loaded)
-            case Ancillary() | Key() | Passed() | Among():
+            case Ancillary(_, k):
+                word = ANCILLARY_BY_K.get(k)
+                raise FilterError(f"the filter asks for [{word.name if word else hex(k)}], and C sees nothing but the bytes of a packet")
+            case Key() | Passed() | Among():
                 raise AssertionError(f"{value} has no text in C")
 
     def offset(self, offset: Value, k: int, lines: list[str], loaded: set[Load]) -> str:
@@ -222,33 +231,49 @@ class _Writer:
         return f"{text} + {k}" if maximum(offset) + k <= U32 else f"(uint64_t){text} + {k}"
 
     def binary(self, operator: Operator, left: Value, right: Value, lines: list[str], loaded: set[Load]) -> str:
-        first, second = self.value(left, lines, loaded), self.value(right, lines, loaded)
+        first, second = self.value(left, lines, loaded), self.value(right, lines, loaded, operator is Operator.AND)
         if isinstance(left, Const):
             first += "u"
         match operator, right:
-            case (Operator.DIV | Operator.MOD), Const(0):
+            case ((Operator.DIV | Operator.MOD), Const(0)):
                 lines.append("return 0;")
                 return "0"
-            case (Operator.DIV | Operator.MOD), Const():
+            case ((Operator.DIV | Operator.MOD), Const()):
                 pass
-            case (Operator.DIV | Operator.MOD), _:
+            case ((Operator.DIV | Operator.MOD), _):
                 lines += [f"if ({second} == 0)", "    return 0;"]
-            case (Operator.LSH | Operator.RSH), Const(count):
+            case ((Operator.LSH | Operator.RSH), Const(count)):
                 if count >= 32:
                     return "0"
-            case (Operator.LSH | Operator.RSH), _:
+            case ((Operator.LSH | Operator.RSH), _):
                 return f"({second} < 32 ? {first} {_OPERATORS[operator]} {second} : 0)"
         return f"({first} {_OPERATORS[operator]} {second})"
 
 
-def _is_type(value: Value) -> bool:
-    """Whether a value is an EtherType, which is written as a hexadecimal number."""
-    match value:
-        case Local(name):
+#: EtherTypes that a comment names, or that the walk knows.
+_TYPES = {header.ethertype for header in HEADERS.values() if header.ethertype} | BY_ETHERTYPE.keys()
+
+
+def _is_type(test: Test) -> bool:
+    """Whether an EtherType is asked for, which is written as a hexadecimal number."""
+    match test:
+        case Test(_, Local(name)):
             return name.endswith("nproto")
-        case Load(2, Const(12)):
-            return True
+        case Test(Comparison.EQ, Load(2, Const()), Const(number)):
+            return number in _TYPES
     return False
+
+
+def _comment(test: Test) -> str:
+    """The term of the language that asks for a protocol."""
+    match test:
+        case Test(Comparison.EQ, Local() | Load(), Const(number)) if _is_type(test):
+            words = [word for word, header in HEADERS.items() if header.ethertype == number and header.protocol is None]
+        case Test(Comparison.EQ, Local(name), Const(number)) if name.endswith("tproto"):
+            words = [word for word, header in HEADERS.items() if header.protocol == number]
+        case _:
+            return ""
+    return f" /* {' or '.join(words)} */" if words else ""
 
 
 def _loaded_before(cfg: Cfg) -> Mapping[Label, frozenset[Load]]:

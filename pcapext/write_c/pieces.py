@@ -4,8 +4,9 @@ In:  numbers, and the text of functions.
 Out: C text. `helpers_for` gives the helpers that a text calls, so that no compiler finds one that nobody uses.
 
 Bytes of a packet are read through `has` alone. Where eBPF is made, it has the form that the verifier can follow (kernel/bpf/verifier.c,
-find_good_pkt_pointers): the offset is bounded by a mask, the pointer is compared with the end of the packet, and the bytes are read through that
-very pointer. The empty `asm` keeps clang from knowing the offset better than the verifier, and from making the pointer once more.
+find_good_pkt_pointers): the offset is bounded by a mask, the pointer is compared with the end of the packet, and the bytes are read
+through that very pointer. The empty `asm` keeps clang from knowing the offset better than the verifier, and from making the pointer once
+more. `forget` is for the verifier too: where ways meet, it goes on once for all that look alike, and numbers that it knows do not.
 """
 
 from __future__ import annotations
@@ -77,6 +78,19 @@ INLINE uint64_t forget(struct packet packet, uint64_t number)
 #endif
     (void)packet;
     return number;
+}
+""",
+    "opaque": """\
+/* A number that clang is not to take apart: it would turn `data_end - data - offset` into a sum that the verifier does not allow. */
+INLINE uint32_t opaque(uint32_t number)
+{
+#ifdef __bpf__
+    uint64_t held = number;
+    __asm__ __volatile__("" : "+r"(held));
+    return (uint32_t)held;
+#else
+    return number;
+#endif
 }
 """,
     "half_at": """\

@@ -1,10 +1,10 @@
 """The walk in C: from the rows of encapsulation.py to functions that go through headers.
 
-In:  a link layer, the settings of the walk, and what is wanted of it: keys of the innermost and the outermost headers, names that were passed.
+In:  a link layer, the settings of the walk, and what is wanted of it: keys of the innermost and outermost headers, names that were passed.
 Out: C text: `struct found`, which has what is wanted, and `walk`, which finds it. It calls helpers of pieces.py.
 
-It is the walk of pcapext/dissect.py, step by step, with a function for each row of the table (`past_vxlan`) and for each part of that walk. The
-levels are a loop. What no one wants is left to the C compiler to take out.
+It is the walk of pcapext/dissect.py, step by step, with a function for each row of the table (`past_vxlan`) and for each part of that
+walk. The levels are a loop. What no one wants is left to the C compiler to take out.
 
 An offset is in the packet wherever it is kept: what is computed from the bytes of a packet is asked of `has` at once.
 """
@@ -209,15 +209,15 @@ struct tunnel {{
         field = named.field
         size = field.offset + field.size
         flag = f"{_read(named.flag)} && " if named.flag else ""
-        if not named.before and 0 <= field.offset and size <= row.length.fixed:
+        if not named.before and field.offset >= 0 and size <= row.length.fixed:
             return [f"if ({flag}{_read(field)} == {value.identifier})", f"    {note}"]
         before = "".join(f" + ({_read(part.flag)} ? {part.length} : 0)" for part in named.before)
         sign = "-" if field.offset < 0 else "+"
+        there = f"has(packet, offset {sign} {abs(field.offset)}{before}, {field.size}, &id)"
         return [
             "{",
             "    const uint8_t *id;",
-            f"    if ({flag}has(packet, offset {sign} {abs(field.offset)}{before}, {field.size}, &id) && {_read(field, 'id', -field.offset)}"
-            f" == {value.identifier})",
+            f"    if ({flag}{there} && {_read(field, 'id', -field.offset)} == {value.identifier})",
             f"        {note}",
             "}",
         ]
@@ -356,7 +356,13 @@ struct tunnel {{
                 "    offset = forget(packet, offset);",
                 "}",
             ]
-        lines += ["tproto = (uint32_t)forget(packet, tproto);", "keys->tproto = tproto;", "if (!within(packet, offset))", "    return tunnel;", "offset = forget(packet, offset);"]
+        lines += [
+            "tproto = (uint32_t)forget(packet, tproto);",
+            "keys->tproto = tproto;",
+            "if (!within(packet, offset))",
+            "    return tunnel;",
+            "offset = forget(packet, offset);",
+        ]
         lines += ["if (later) {", "    keys->poff = (uint32_t)offset;", "    return tunnel;", "}", "keys->thoff = (uint32_t)offset;"]
         if self.wants("poff"):
             lines += self.payload()
@@ -377,6 +383,7 @@ struct tunnel {{
         by_length: dict[int, list[int]] = {}
         for protocol, length in table.TRANSPORT_LENGTHS.items():
             by_length.setdefault(length, []).append(protocol)
+        tcp = table.TRANSPORT_LENGTHS[table.TCP]
         for length, protocols in by_length.items():
             cases += [f"case {protocol}:" for protocol in protocols]
             cases += [f"    length = {length};", "    break;"]
@@ -386,7 +393,7 @@ struct tunnel {{
             *cases,
             "}",
             "if (has(packet, offset, length, &at)) {",
-            f"    if (tproto == {table.TCP} && has(packet, offset, {table.TRANSPORT_LENGTHS[table.TCP]}, &at) && 4u * (at[12] >> 4) > length)",
+            f"    if (tproto == {table.TCP} && has(packet, offset, {tcp}, &at) && 4u * (at[12] >> 4) > length)",
             "        length = 4u * (at[12] >> 4);",
             "    keys->poff = (uint32_t)offset + length;",
             "}",
@@ -505,6 +512,9 @@ struct tunnel {{
         lines = [
             f"struct header header = {{{', '.join(['0'] * (3 + len(self.asked)))}}};",
             "const uint8_t *at;",
+            "struct packet packet;",
+            "packet.data = data;",
+            "packet.end = data_end;",
             *start,
             "#ifdef __bpf__",
             "if (!has(packet, 0, 1, &at))",
@@ -522,7 +532,7 @@ struct tunnel {{
         ]
         return _function(
             "From the link-layer header to the innermost headers. It runs once for a packet at the most.",
-            "static void walk(struct packet packet, struct found *found)",
+            "static void walk(const uint8_t *data, const uint8_t *data_end, struct found *found)",
             lines,
         )
 
