@@ -32,6 +32,10 @@ class CSource:
     expression: str
     settings: WalkSettings | None = None
 
+    def __post_init__(self) -> None:
+        if self.settings is not None and self.settings == type(self.settings)():
+            object.__setattr__(self, "settings", None)
+
     def dump(self) -> str:
         """The text."""
         return self.text

@@ -21,8 +21,8 @@ from packets import packets as generated
 import pcapext
 from benchmarks.frames import frames
 from pcapext import pcap_bridge
-from pcapext.bpf import MAX_INSTRUCTIONS, Program
-from pcapext.compiler import TARGETS, compile, compile_to_run
+from pcapext.bpf import MAX_INSTRUCTIONS, TARGETS, Program
+from pcapext.compiler import compile, compile_to_run
 from pcapext.encapsulation import WalkSettings
 from pcapext.errors import FilterError, LibpcapError, SettingsError
 from pcapext.flowkeys import FlowKeys
