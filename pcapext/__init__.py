@@ -11,6 +11,7 @@ from pcapext.compiler import compile
 from pcapext.errors import CaptureError, CaptureWarning, FilterError, LibpcapError, PcapextError, ProgramError, SettingsError, Span
 
 __all__ = [
+    "CSource",
     "CaptureError",
     "CaptureWarning",
     "FilterError",
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 
 #: Names that load more than compiling needs, and the modules they are in.
 _LAZY = {
+    "CSource": "pcapext.csource",
     "Packet": "pcapext.capture",
     "WalkSettings": "pcapext.encapsulation",
     "count": "pcapext.filtering",

@@ -10,6 +10,7 @@ than one place. The only relocations are those calls.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import platform
 import struct
@@ -44,6 +45,21 @@ def run(*command: str | Path) -> None:
     assert done.returncode == 0, f"{command}\n{done.stderr}"
 
 
+class Guarded:
+    """Memory with a page behind it that nobody can read: there, packets end."""
+
+    SIZE = 1 << 18
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, self.SIZE + mmap.PAGESIZE)
+        self.end = ctypes.addressof(ctypes.c_char.from_buffer(self._memory)) + self.SIZE
+        if _libc.mprotect(ctypes.c_void_p(self.end), mmap.PAGESIZE, 0) != 0:
+            raise OSError(ctypes.get_errno(), "mprotect")
+
+
+_GUARDED = Guarded()
+
+
 class Native:
     """The function, compiled by a C compiler and loaded into this process."""
 
@@ -52,15 +68,15 @@ class Native:
             file, library = Path(folder, "filter.c"), Path(folder, "filter.so")
             file.write_text(source.text)
             run(*(compiler or ("cc", "-std=c99", "-O1")), *WARNINGS, "-shared", "-fPIC", "-o", library, file)
-            self._filter = ctypes.CDLL(str(library)).filter
+            self.library = ctypes.CDLL(str(library))
+        self._filter = self.library.filter
         self._filter.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32]
         self._filter.restype = ctypes.c_uint32
 
     def __call__(self, data: bytes, wirelen: int) -> int:
-        # A copy of just this length, so that a sanitizer sees what is read behind it.
-        held = (ctypes.c_char * len(data)).from_buffer_copy(data) if data else ctypes.create_string_buffer(1)
-        begin = ctypes.addressof(held)
-        return int(self._filter(begin, begin + len(data), wirelen))
+        end = _GUARDED.end
+        ctypes.memmove(end - len(data), data, len(data))
+        return int(self._filter(end - len(data), end, wirelen))
 
 
 class Refused(Exception):

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -25,6 +27,7 @@ from pcapext.encapsulation import ENCAPSULATION_NAMES, LINK_LAYER_BY_NUMBER, Wal
 from pcapext.errors import FilterError
 from pcapext.flowkeys import FLOW_KEYS
 from pcapext.lower import load_once, wanted_of
+from pcapext.machine import run as machine
 from pcapext.optimize import optimize
 from pcapext.write_c import found_locals, write_c
 
@@ -165,6 +168,43 @@ def test_a_long_list() -> None:
             addresses = bytes([10, number >> 8, number & 255, 7, 192, 0, 2, 1])
             frame = bytes(12) + b"\x08\0\x45" + bytes(8) + b"\x06" + bytes(2) + addresses + bytes(20)
             assert native(frame, len(frame)) == (262144 if number < count else 0)
+
+
+#: Filters that need the walk for some packets only.
+MIXED = [
+    "inner tcp port 80",
+    "tcp port 80 or inner host 10.0.0.1",
+    "ip6 and inner tcp or arp and inner udp or tcp and depth > 1",
+    "ip[2:2] = poff - 14",
+    "ip[8] > 100 and inner icmp",
+    "host 10.0.0.1 and not inner host 10.0.0.1 and not inner ether multicast",
+    "vlan and inner ip and ip",
+]
+
+
+@pytest.mark.tools("cc")
+@pytest.mark.parametrize("expression", MIXED)
+def test_the_walk_runs_once_where_it_is_needed(expression: str) -> None:
+    """In C as on the machine: once at the most, and not where the rest of the filter decides."""
+    source = compile(expression, target="c")
+    head = "static void walk(const uint8_t *data, const uint8_t *data_end, struct found *found)\n{\n"
+    assert source.text.count(head) == 1
+    native = Native(replace(source, text=source.text.replace(head, f"extern uint32_t walks;\nuint32_t walks;\n{head}    walks++;\n")))
+    walks = ctypes.c_uint32.in_dll(native.library, "walks")
+    keys, each = compile(expression, target="keys"), compile(expression)
+    counted = Counter[int]()
+    for index, made in enumerate(packets(300, 6, linktypes=[EN10MB])):
+        packet = with_known_values(made, index)
+        for length in (len(packet.data), *packet.cuts()[:4]):
+            data = packet.data[:length]
+            walks.value = 0
+            value = native(data, length)
+            on_machine = machine(keys, data)
+            assert (value, walks.value) == (on_machine.value, on_machine.dissected), (packet.layers, data.hex())
+            assert walks.value <= machine(each, data).dissected <= 1
+            counted[walks.value] += 1
+    assert counted[1] > 10
+    assert (counted[0] > 10) == (expression != MIXED[0])
 
 
 # ---- In the kernel ----
