@@ -122,7 +122,7 @@ def load_once(cfg: Cfg, locals_: Mapping[Key | Passed, Local]) -> Cfg:
     using = {label: told_by_walk(block) for label, block in cfg.blocks.items()}
     shift = max(cfg.blocks) + 1
     blocks = dict(cfg.blocks)
-    before = _before_walk(cfg, using)
+    before = set(_before_walk(cfg, using))
     for label, block in cfg.blocks.items():
         after = _put(block, locals_)
         after = Block(after.assignments, retarget(after.end, lambda target: target + shift))

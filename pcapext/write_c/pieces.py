@@ -47,6 +47,7 @@ _HELPERS = {
 INLINE int has(struct packet packet, uint64_t offset, uint64_t size, const uint8_t **at)
 {{
 #ifdef __bpf__
+    /* The verifier wants a bound; what XDP and tc show of a packet at once is shorter. */
     if (offset > {FARTHEST_IN_EBPF:#x})
         return 0;
     __asm__ __volatile__("" : "+r"(offset));
