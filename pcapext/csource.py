@@ -23,7 +23,7 @@ class CSource:
 
     `data_end` is behind the last byte that was captured, `wirelen` the number of bytes on the wire. Any compiler of C99, C11 or C++ takes
     it and needs nothing but <stdint.h>. `clang -O2 -target bpf` needs nothing; there the function is static, to be called by a program in
-    the same file, and looks at the first 32767 bytes of a packet.
+    the same file, and looks at the first 32767 bytes of a packet. It has bounded loops, which the kernel takes from Linux 5.3 on.
     """
 
     text: str

@@ -31,7 +31,7 @@ _UNKNOWN = "UNKNOWN"
 def member(value: Key | Passed) -> str:
     """The member of `struct found` that holds what the walk tells.
 
-    >>> member(Key("thoff", outer=True)), member(Passed("vxlan-gpe", 42))
+    >>> member(Key("thoff", True)), member(Passed("vxlan-gpe", 42))
     ('outer_thoff', 'encap_vxlan_gpe_42')
     """
     match value:
