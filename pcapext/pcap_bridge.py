@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pcapext.bpf import MAXIMUM_SNAPLEN, Instruction
@@ -188,6 +188,9 @@ def _optional(text: Any) -> str | None:
 
 # --- compiling
 
+#: The link type of Ethernet, DLT_EN10MB.
+_ETHERNET = 1
+
 #: A netmask that is not known (PCAP_NETMASK_UNKNOWN, pcap/pcap.h).
 _NETMASK_UNKNOWN = 0xFFFF_FFFF
 
@@ -233,6 +236,7 @@ def compile_expression(
     netmask: int | None = None,
     optimize: bool | None = True,
     byteorder: str | None = None,
+    live: bool = False,
 ) -> tuple[Instruction, ...]:
     """libpcap's program for a standard expression, instruction by instruction what `tcpdump -d` prints.
 
@@ -241,8 +245,13 @@ def compile_expression(
     would be busy for more than seconds. The program may be longer than any kernel takes. `byteorder` is "<" or ">" where the packets
     come from a file in that byte order; it matters for the `LOOPBACK_LINKTYPES` only.
 
+    With `live`, the program is the one that libpcap makes for a live capture: a Linux kernel has the outermost VLAN tag of an Ethernet
+    frame beside the packet, so that `vlan` looks there first, by ancillary words (gencode.c, gen_vlan). libpcap makes it on a live
+    handle alone, so one is opened and closed again where `vlan` is in the expression: that takes 30 ms, CAP_NET_RAW, and an Ethernet
+    or loopback interface that is up. On other link types, and without `vlan`, there is no difference.
+
     Raises `FilterError` with libpcap's words, which know no place, or with ours and a place where the expression is so
-    long that libpcap would be busy with it for more than seconds.
+    long that libpcap would be busy with it for more than seconds; and `LibpcapError` where no live handle can be opened.
 
     >>> [instruction.k for instruction in compile_expression("arp")]
     [12, 2054, 262144, 0]
@@ -255,11 +264,12 @@ def compile_expression(
         raise FilterError(f"netmask {mask:#x} is out of range, expected 0 to 0xffffffff")
     number = linktype_number(linktype)
     weight = _weigh(expression, number)
+    open_pcap = partial(_open_to_compile, number, snaplen, byteorder, live and number == _ETHERNET and "vlan" in expression)
 
     def compiled() -> tuple[Instruction, ...]:
         optimizes = optimize is not False
         if optimizes and weight > OPTIMIZABLE:
-            with _pcap_compile(text, number, snaplen, mask, False, byteorder) as program:
+            with _pcap_compile(text, open_pcap, mask, False) as program:
                 length = program.bf_len
             if length > OPTIMIZABLE and optimize is None:
                 optimizes = False
@@ -269,7 +279,7 @@ def compile_expression(
                     expression,
                     Span(0, len(expression)),
                 )
-        with _pcap_compile(text, number, snaplen, mask, optimizes, byteorder) as program:
+        with _pcap_compile(text, open_pcap, mask, optimizes) as program:
             octets = libpcap().ffi.buffer(program.bf_insns, program.bf_len * 8)
             return tuple(Instruction(*fields) for fields in struct.iter_unpack("=HBBI", octets))
 
@@ -316,16 +326,11 @@ def _weigh(expression: str, linktype: int, most: int = _INSTRUCTIONS) -> int:
 
 
 @contextmanager
-def _pcap_compile(text: bytes, linktype: int, snaplen: int, mask: int, optimize: bool, byteorder: str | None) -> Iterator[Any]:
-    """A `struct bpf_program`, freed in the end."""
+def _pcap_compile(text: bytes, open_pcap: Callable[[], Any], mask: int, optimize: bool) -> Iterator[Any]:
+    """A `struct bpf_program`, freed in the end, as is the `pcap_t *` that it is compiled on."""
     ffi, lib = libpcap().ffi, libpcap().lib
     program = ffi.new("struct bpf_program *")
-    if byteorder and linktype in LOOPBACK_LINKTYPES:
-        pcap = _open_empty_file(linktype, snaplen, byteorder)
-    else:
-        pcap = lib.pcap_open_dead_with_tstamp_precision(linktype, snaplen, 0)
-        if not pcap:
-            raise MemoryError
+    pcap = open_pcap()
     try:
         if lib.pcap_compile(pcap, program, text, optimize, mask) != 0:
             words = string(lib.pcap_geterr(pcap))
@@ -334,6 +339,20 @@ def _pcap_compile(text: bytes, linktype: int, snaplen: int, mask: int, optimize:
     finally:
         lib.pcap_freecode(program)
         lib.pcap_close(pcap)
+
+
+def _open_to_compile(linktype: int, snaplen: int, byteorder: str | None, live: bool) -> Any:
+    """A `pcap_t *` of the kind that an expression is compiled for."""
+    if live and snaplen:
+        from pcapext.pcap_live import open_ethernet  # here, since it needs more of Python's library
+
+        return open_ethernet(snaplen)
+    if byteorder and linktype in LOOPBACK_LINKTYPES:
+        return _open_empty_file(linktype, snaplen, byteorder)
+    pcap = libpcap().lib.pcap_open_dead_with_tstamp_precision(linktype, snaplen, 0)
+    if not pcap:
+        raise MemoryError
+    return pcap
 
 
 def _open_empty_file(linktype: int, snaplen: int, byteorder: str) -> Any:

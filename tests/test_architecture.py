@@ -55,6 +55,7 @@ ROWS = (
     "records",
     "streams sinks",
     "compression",
+    "pcap_live",
     "pcap_handles",
     "engine.walk",
     "machine textforms pcap_bridge engine",
