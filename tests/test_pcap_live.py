@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import select
 import signal
 import socket
@@ -14,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import packets
@@ -59,6 +61,10 @@ def wire() -> Iterator[Wire]:
 def opened(wire: Wire, device: str = "right", **settings: object) -> LiveHandle:
     """A handle in the wire's namespace; it belongs to whoever has it then."""
     return wire.do(lambda: open_live(device, **{"timeout_ms": 10, **settings}))  # type: ignore[arg-type]
+
+
+def run(command: str) -> str:
+    return subprocess.run(command.split(), check=True, capture_output=True, text=True).stdout
 
 
 def until_marker(handle: LiveHandle) -> list[Packet]:
@@ -124,7 +130,7 @@ def test_any(wire: Wire, linktype: int) -> None:
 
 
 def test_loopback(wire: Wire) -> None:
-    wire.do(lambda: subprocess.run(["ip", "link", "set", "lo", "up"], check=True))
+    wire.do(run, "ip link set lo up")
     with opened(wire, "lo") as handle, wire.do(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sender:
         handle.set_program(pcapext.compile("udp dst port 4242"))
         for text in (b"one", b"two"):
@@ -133,7 +139,7 @@ def test_loopback(wire: Wire) -> None:
             packet = handle.read(SECONDS)
             assert packet is not None
             assert packet[2][42:] == text
-    wire.do(lambda: subprocess.run(["ip", "link", "set", "lo", "down"], check=True))
+    wire.do(run, "ip link set lo down")
 
 
 def test_injected_frames_arrive(wire: Wire) -> None:
@@ -150,6 +156,36 @@ def test_injected_frames_arrive(wire: Wire) -> None:
             left.inject(b"")
     with opened(wire, "any") as everywhere, pytest.raises(LibpcapError, match="any: Sending packets isn't supported"):
         everywhere.inject(MARKER)
+
+
+@pytest.mark.tools("tc")
+def test_sending_waits_for_room(wire: Wire) -> None:
+    """Through an interface that is slow, from a socket that has little room."""
+    frames = [MARKER + bytes([number]) * 1000 for number in range(50)]
+    with opened(wire, "left", direction="in") as left, opened(wire, immediate=True, snaplen=2000) as right:
+        right.set_program(compile_expression("ether proto 0x88b5"))
+        with socket.socket(fileno=os.dup(left.fileno())) as queue:
+            queue.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        wire.do(run, "tc qdisc add dev left root tbf rate 8mbit burst 2000 limit 10000000")
+        try:
+            left.nonblocking = True
+            with pytest.raises(LibpcapError, match="left: send: Resource temporarily unavailable"):
+                send_all(left, [MARKER] * 1000)
+            left.nonblocking = False
+            send_all(left, frames)
+            received: list[bytes] = []
+            while len(received) < len(frames):
+                packet = right.read(SECONDS)
+                assert packet is not None
+                received += [packet[2]] if packet[2] != MARKER else []
+            assert received == frames
+        finally:
+            wire.do(run, "tc qdisc del dev left root")
+
+
+def send_all(handle: LiveHandle, frames: list[bytes]) -> None:
+    for frame in frames:
+        assert handle.inject(frame) == len(frame)
 
 
 def test_directions(wire: Wire) -> None:
@@ -295,7 +331,7 @@ def test_nothing_is_left_behind(wire: Wire) -> None:
     """No socket, no promiscuous mode: closed, forgotten, or not even opened."""
 
     def promiscuity() -> str:
-        shown = subprocess.run(["ip", "-d", "link", "show", "right"], capture_output=True, text=True, check=True).stdout.split()
+        shown = run("ip -d link show right").split()
         return shown[shown.index("promiscuity") + 1]
 
     assert wire.do(promiscuity) == "0"
@@ -311,6 +347,23 @@ def test_nothing_is_left_behind(wire: Wire) -> None:
         assert wire.do(promiscuity) == "0"
 
 
+# --- compiling as for a live capture
+
+
+def test_compiling_takes_an_interface_that_is_up() -> None:
+    wire = Wire()
+    try:
+        expected = compile_expression("vlan 3", live=True)
+        assert wire.do(partial(compile_expression, "vlan 3", live=True)) == expected  # the loopback is down there
+        wire.do(run, "ip link set left down")
+        wire.do(run, "ip link set right down")
+        with pytest.raises(LibpcapError, match=r"none can be opened: \w+: That device is not up"):
+            wire.do(partial(compile_expression, "vlan 3", live=True))
+        assert wire.do(partial(compile_expression, "ip", live=True)) == compile_expression("ip")
+    finally:
+        wire.close()
+
+
 # --- interfaces that go
 
 
@@ -318,7 +371,7 @@ def test_interface_is_removed_while_capturing() -> None:
     wire = Wire()
     try:
         with opened(wire) as handle:
-            threading.Timer(0.05, lambda: wire.do(lambda: subprocess.run(["ip", "link", "del", "left"], check=True))).start()
+            threading.Timer(0.05, wire.do, (run, "ip link del left")).start()
             with pytest.raises(LibpcapError, match="right: The interface disappeared"):
                 list(handle)
     finally:
@@ -328,7 +381,7 @@ def test_interface_is_removed_while_capturing() -> None:
 def test_interface_is_down_for_a_while(wire: Wire) -> None:
     with opened(wire) as handle:
         for state in ("down", "up"):
-            wire.do(lambda state=state: subprocess.run(["ip", "link", "set", "right", state], check=True))
+            wire.do(run, f"ip link set right {state}")
             assert handle.read(0.05) is None
             assert (handle.required_timeout is None) is (state == "up")
         wire.control.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # it has been told, too
@@ -341,7 +394,7 @@ def test_interface_is_renamed_while_capturing() -> None:
     wire = Wire()
     try:
         with opened(wire) as handle:
-            wire.do(lambda: subprocess.run(["ip", "link", "set", "right", "name", "other"], check=True))
+            wire.do(run, "ip link set right name other")
             wire.send(FRAMES[:3])
             assert [data for _, _, data in until_marker(handle)] == FRAMES[:3]
     finally:
