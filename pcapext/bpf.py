@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, overload
 
 from pcapext.errors import ProgramError
 from pcapext.flowkeys import FLOW_KEYS, SKF_AD_OFF
+from pcapext.slotted import dataclass, field
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

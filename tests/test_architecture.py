@@ -65,6 +65,7 @@ ROWS = (
     "encapsulation",
     "flowkeys layout interned",
     "errors",
+    "slotted",
 )
 
 
