@@ -328,7 +328,7 @@ class Program(Sequence[Instruction]):
             matcher = matcher_of(self.instructions, self.linktype, self.settings)
             object.__setattr__(self, "_matcher", matcher)
         if wirelen is None and type(packet) is bytes and (length := len(packet)) <= U32:  # the quick way for what is usual
-            value: int = matcher.call(packet, length, length)
+            value: int = matcher.run_whole(matcher.pointer, packet, length)
             if value >= 0:
                 return value != 0
         return bool(matcher.run(packet, wirelen))
