@@ -67,6 +67,7 @@ ROWS = (
     "encapsulation",
     "flowkeys layout interned",
     "errors",
+    "slotted",
 )
 
 
