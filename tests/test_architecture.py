@@ -29,6 +29,7 @@ ROWS = (
     "integrations.*",
     "pcapext",
     "summary filtering progress",
+    "attaching",
     # Captures, with filters.
     "capture workers",
     "outputs",
@@ -38,7 +39,7 @@ ROWS = (
     "standard",
     "optimize prove",
     "prepare",
-    "resolve mark codegen lift combine lower optimize.* assemble ebpf",
+    "resolve mark codegen lift combine lower relocate optimize.* assemble ebpf",
     "unroll registers",
     "unroll.levels",
     "unroll.tunnels",
@@ -62,7 +63,7 @@ ROWS = (
     "engine.build",
     "dump bpfasm dissect cfg formats _libpcap_cffi",
     # What all speak of.
-    "bpf headers",
+    "bpf headers sockets",
     "encapsulation",
     "flowkeys layout interned",
     "errors",
