@@ -85,7 +85,7 @@ class CutShortError(CaptureError):
 
 
 class CaptureWarning(UserWarning):
-    """Something about a capture that did not keep it from being read: it is cut short."""
+    """Something about a capture that did not keep it from being read: it is cut short, or an interface lacks what was asked for."""
 
 
 class AttachError(PcapextError):
