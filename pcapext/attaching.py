@@ -40,7 +40,7 @@ from pcapext.sockets import Sight, await_filters, drain, identity, read_filter, 
 EN10MB, RAW, LINUX_SLL, LINUX_SLL2 = 1, 12, 113, 276
 
 #: The link types of frames on a SOCK_RAW packet socket, with the ARPHRD types of their interfaces (include/uapi/linux/if_arp.h), as
-#: libpcap has them (pcap-linux.c, map_arphrd_to_dlt). PPP, which it captures cooked, has no header on a packet socket.
+#: libpcap has them (pcap-linux.c, map_arphrd_to_dlt). PPP and raw IP, which it captures cooked, have no header there.
 HATYPES: dict[int, tuple[int, ...]] = {
     EN10MB: (1, 23, 772),  # Ethernet, Metricom, loopback
     RAW: (15, 256, 257, 258, 259, 264, 512, 518, 519, 768, 776, 0xFFFE),  # DLCI, SLIP, PPP, raw HDLC, raw IP, tunnels, none
