@@ -44,7 +44,7 @@ ACCEPT, REJECT = (Instruction(bpf.RET_K, k=0xFFFF),), (Instruction(bpf.RET_K, k=
 @pytest.fixture(scope="module")
 def wire() -> Iterator[Wire]:
     wire = Wire()
-    wire.do(subprocess.run, "ip link set lo up".split())
+    wire.do(subprocess.run, ["ip", "link", "set", "lo", "up"])
     yield wire
     wire.close()
 
