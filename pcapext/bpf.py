@@ -22,6 +22,7 @@ from pcapext.slotted import dataclass, field
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from pcapext.attaching import Attachment
     from pcapext.encapsulation import WalkSettings
 
 #: Instructions the kernel takes at most (BPF_MAXINSNS), and slots in the scratch memory M[] (BPF_MEMWORDS).
@@ -176,6 +177,9 @@ ANCILLARY: tuple[Ancillary, ...] = (
 )
 
 ANCILLARY_BY_K = {word.k: word for word in ANCILLARY}
+
+#: The k of the words that libpcap's made-up headers are filled from.
+SKF_AD_PROTOCOL, SKF_AD_PKTTYPE, SKF_AD_IFINDEX, SKF_AD_HATYPE = (SKF_AD_OFF + offset for offset in (0, 4, 8, 28))
 
 _ABSOLUTE_LOADS = (LD_W_ABS, LD_H_ABS, LD_B_ABS)
 _MEMORY_LOADS = (LD_MEM, LDX_MEM)
@@ -332,6 +336,12 @@ class Program(Sequence[Instruction]):
             if value >= 0:
                 return value != 0
         return bool(matcher.run(packet, wirelen))
+
+    def attach(self, place: object) -> Attachment:
+        """Let the kernel filter a packet socket, a descriptor of one or a handle with it, as `pcapext.attaching.attach` does."""
+        from pcapext.attaching import attach
+
+        return attach(self, place)
 
     def dump(self, style: str = "d") -> str:
         """The program as text, in one of the styles of `pcapext.dump.dump`."""

@@ -89,6 +89,18 @@ class CaptureWarning(UserWarning):
     """Something about a capture that did not keep it from being read: it is cut short, or an interface lacks what was asked for."""
 
 
+class AttachError(PcapextError):
+    """A filter that cannot run where it was to be attached; the message names the place, and the kernel's reason if there is one."""
+
+
+class KernelLacksError(AttachError):
+    """The kernel lacks something for this filter that pcapext has, running it itself: memory, or a part of the packet."""
+
+
+class AttachWarning(UserWarning):
+    """What to know of an attached filter: pcapext filters in place of the kernel, or there is another filter by now."""
+
+
 class LibpcapError(PcapextError):
     """libpcap is missing, or refused a call; the message has its words."""
 

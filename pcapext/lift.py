@@ -26,6 +26,7 @@ from pcapext.cfg import (
     Const,
     End,
     Goto,
+    Key,
     Length,
     Load,
     Local,
@@ -40,6 +41,7 @@ from pcapext.cfg import (
     rewrite_end,
 )
 from pcapext.errors import ProgramError
+from pcapext.flowkeys import KEY_BY_K
 
 A, X = Local("A"), Local("X")
 MEMORY = tuple(Local(f"M{slot}") for slot in range(bpf.MEMORY_SLOTS))
@@ -75,6 +77,19 @@ def lift(instructions: Sequence[Instruction]) -> Cfg:
     entry = blocks[0]
     zeros = tuple((local, Const(0)) for local in (A, X, *MEMORY) if local in live[0])  # as they begin in the machine
     return Cfg(0, {**blocks, 0: Block((*zeros, *entry.assignments), entry.end)})
+
+
+def name_keys(cfg: Cfg) -> Cfg:
+    """The graph with flow keys in place of the ancillary words that they are loaded as."""
+
+    def name(value: Value) -> Value:
+        return Key(KEY_BY_K[value.k].name) if isinstance(value, Ancillary) and value.k in KEY_BY_K else value
+
+    blocks = {
+        label: Block(tuple((local, rewrite(value, name)) for local, value in block.assignments), rewrite_end(block.end, name))
+        for label, block in cfg.blocks.items()
+    }
+    return Cfg(cfg.entry, blocks)
 
 
 def _run(instructions: Sequence[Instruction], start: int, end: int) -> Block:
