@@ -56,6 +56,7 @@ ROWS = (
     "streams sinks",
     "compression",
     "pcap_handles",
+    "elsewhere savefile",
     "engine.walk",
     "machine textforms pcap_bridge engine",
     "engine.build",

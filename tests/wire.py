@@ -75,16 +75,19 @@ def seen(frame: bytes) -> bytes | None:
 
 
 class Tap:
-    """A packet socket on the receiving interface. `received` are the frames that its program let through since they were taken last."""
+    """A packet socket on an interface, the receiving one unless told.
 
-    def __init__(self, instructions: Sequence[Instruction] | None):
+    `received` are the frames that its program let through since they were taken last.
+    """
+
+    def __init__(self, instructions: Sequence[Instruction] | None, interface: str = "right"):
         # Without a protocol it receives nothing until it is bound.
         self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
         self.socket.setblocking(False)
         if instructions is not None:
             attach(self.socket, instructions)
-        self.socket.bind(("right", ETH_P_ALL))
+        self.socket.bind((interface, ETH_P_ALL))
         self.received: list[bytes] = []
         self.is_open = True
 
@@ -145,9 +148,9 @@ class Wire:
         self._sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._sender.bind(("left", 0))
 
-    def tap(self, instructions: Sequence[Instruction] | None) -> Tap:
-        """A socket on the receiving end that a program filters."""
-        tap = self.do(Tap, instructions)
+    def tap(self, instructions: Sequence[Instruction] | None, interface: str = "right") -> Tap:
+        """A socket on the receiving end, or another interface, that a program filters."""
+        tap = self.do(Tap, instructions, interface)
         self._taps.append(tap)
         return tap
 
