@@ -20,7 +20,7 @@ from pcapext.engine import STOPPED_WORDS, Matcher, allocate, ffi, lib, matcher_o
 from pcapext.errors import FilterError, ProgramError
 from pcapext.flowkeys import KEY_BY_K
 from pcapext.formats import NATIVE
-from pcapext.records import Batch, Layout
+from pcapext.records import Batch, Kept, Layout
 
 if TYPE_CHECKING:
     from pcapext.encapsulation import WalkSettings
@@ -108,6 +108,12 @@ class Selected:
     indexes: Any
     length: int
     packets: int
+
+    def kept(self, with_records: bool) -> Selected:
+        """The same in memory of its own; or only how many packets there are."""
+        length = self.length if with_records else 0
+        memory = Kept(self.batch.chunk, self.batch.first, self.indexes, length)
+        return Selected(Batch(memory, self.batch.layout, 0, length), ffi.new("uint32_t[]", list(range(length))), length, self.packets)
 
     def first(self, packets: int) -> Selected:
         """The same up to and with so many packets."""
