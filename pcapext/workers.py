@@ -60,7 +60,7 @@ class Task:
 
 
 class _Source:
-    """The input with a number, and how far the jobs have got with it."""
+    """An input, and how far the jobs have got with it. Inputs are numbered in their order."""
 
     def __init__(self, number: int, origin: Origin | Input) -> None:
         self.number = number
@@ -74,6 +74,7 @@ class _Source:
         self.is_busy = self.is_begun = False
 
     def open(self, input: Input, follow: bool) -> None:
+        """Before that there are no jobs."""
         self._input = input
         if input.stream.descriptor is not None and not follow:
             self.size, self.next = input.stream.size, input.offset
