@@ -10,11 +10,11 @@ program may be, and what the value that it returns means there. That is one row 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 
 from pcapext.bpf import RET_A, RET_K, U32, Instruction, Program
 from pcapext.dump import dump
 from pcapext.errors import ProgramError
+from pcapext.slotted import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)

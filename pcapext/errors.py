@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from unicodedata import category, east_asian_width
+
+from pcapext.slotted import dataclass
 
 #: Characters an expression may take in a message before it is cut around the place that is wrong.
 WIDTH = 76
@@ -85,7 +86,7 @@ class CutShortError(CaptureError):
 
 
 class CaptureWarning(UserWarning):
-    """Something about a capture that did not keep it from being read: it is cut short."""
+    """Something about a capture that did not keep it from being read: it is cut short, or an interface lacks what was asked for."""
 
 
 class LibpcapError(PcapextError):

@@ -11,10 +11,10 @@ minor version only adds flags and types, and these are skipped.
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 
 from pcapext.bpf import MOD_K, MOD_X, OPCODE_BY_CODE, XOR_K, XOR_X, Instruction, Program, program_of
 from pcapext.errors import ProgramError
+from pcapext.slotted import replace
 
 #: The first bytes of every file: a number that tells the byte order, and the format's name.
 SIGNATURE = b"\xa1\xb2\xc3\xcbcBPF"

@@ -21,7 +21,6 @@ import stat
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -29,6 +28,7 @@ from pcapext.errors import CutShortError
 from pcapext.outputs import Counting
 from pcapext.records import CHUNK, Chunk, Input, Layout, Portion, open_input
 from pcapext.selection import Filter, Selected, Selector
+from pcapext.slotted import dataclass, replace
 
 if TYPE_CHECKING:
     from pcapext.records import Origin

@@ -55,7 +55,9 @@ ROWS = (
     "records",
     "streams sinks",
     "compression",
-    "pcap_handles",
+    "pcap_devices",
+    "pcap_live",
+    "pcap_handles kernel_filter",
     "elsewhere savefile",
     "engine.walk",
     "machine textforms pcap_bridge engine",
@@ -66,6 +68,7 @@ ROWS = (
     "encapsulation",
     "flowkeys layout interned",
     "errors",
+    "slotted",
 )
 
 

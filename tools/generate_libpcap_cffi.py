@@ -59,6 +59,7 @@ int pcap_setnonblock(pcap_t *p, int nonblock, char *errbuf);
 int pcap_getnonblock(pcap_t *p, char *errbuf);
 int pcap_fileno(pcap_t *p);
 int pcap_get_selectable_fd(pcap_t *p);
+const struct timeval *pcap_get_required_select_timeout(pcap_t *p); /* since 1.9 */
 void pcap_breakloop(pcap_t *p);
 int pcap_inject(pcap_t *p, const void *packet, size_t length);
 struct pcap_stat { unsigned int ps_recv; unsigned int ps_drop; unsigned int ps_ifdrop; };
@@ -97,6 +98,7 @@ unsigned char *pcap_ether_hostton(const char *name);
 
 typedef struct { const char *dli_fname; void *dli_fbase; const char *dli_sname; void *dli_saddr; } Dl_info;
 int dladdr(const void *address, Dl_info *info);
+int getsockopt(int descriptor, int level, int option, void *value, unsigned int *length);
 void *fdopen(int descriptor, const char *mode);
 int fclose(void *file);
 int ferror(void *file);
