@@ -19,6 +19,11 @@ from pcapext.errors import PcapextError
 
 Command = Callable[[argparse.Namespace], int]
 
+#: The forms that a program is printed in and read from: `pcapext.dump`'s, and those of `pcapext.elsewhere` and `pcapext.savefile`.
+PRINTED = (*STYLES, "iptables", "tc", "savefile")
+READ = (*STYLES, "savefile")
+_PRINTED_HELP = "; iptables and tc are what these tools take as bytecode; savefile, experimental, is libpcap's draft of a binary format"
+
 
 def parser(commands: Mapping[str, Command], chosen: str | None) -> argparse.ArgumentParser:
     """The parser; `chosen` is the first argument. What it parses has the function as `command`, and `usage_error` to end with."""
@@ -136,12 +141,13 @@ def _compile_arguments(added: argparse.ArgumentParser) -> None:
     styles = added.add_mutually_exclusive_group()
     for style, shown in (("d", "as text"), ("dd", "as a C array"), ("ddd", "as decimal numbers")):
         styles.add_argument(f"-{style}", dest="format", action="store_const", const=style, help=f"print it {shown}")
-    styles.add_argument("--format", choices=STYLES, help="print it in this form (d)")
+    styles.add_argument("--format", choices=PRINTED, help=f"print it in this form (d){_PRINTED_HELP}")
     added.set_defaults(format="d")
-    added.add_argument("-y", dest="linktype", type=_linktype, metavar="LINKTYPE", help="link type, libpcap's name or number (EN10MB)")
+    linktype = "link type, libpcap's name or number (EN10MB, for iptables RAW)"
+    added.add_argument("-y", dest="linktype", type=_linktype, metavar="LINKTYPE", help=linktype)
     added.add_argument("-s", dest="snaplen", type=_snaplen, metavar="SNAPLEN", help="bytes to keep of a packet (262144)")
     added.add_argument("-r", dest="read", metavar="FILE", help="take link type and snap length from a capture")
-    added.add_argument("-t", dest="target", default="flowkeys", choices=TARGETS, help="the form of program (flowkeys)")
+    added.add_argument("-t", dest="target", choices=TARGETS, help="the form of program (flowkeys; for iptables, tc and savefile classic)")
     _expression_arguments(added)
 
 
@@ -171,12 +177,14 @@ def _keys_arguments(added: argparse.ArgumentParser) -> None:
 
 def _program_text_arguments(added: argparse.ArgumentParser) -> None:
     added.add_argument("source", nargs="?", default="-", metavar="FILE", help="the program (standard input)")
-    added.add_argument("--input", choices=STYLES, help="the form it is in (what it looks like)")
+    added.add_argument("--input", choices=READ, help="the form it is in (what it looks like)")
 
 
 def _assemble_arguments(added: argparse.ArgumentParser, format: str = "bytecode") -> None:
     _program_text_arguments(added)
-    added.add_argument("--format", choices=STYLES, default=format, help=f"the form to print it in ({format})")
+    added.add_argument("--format", choices=PRINTED, default=format, help=f"the form to print it in ({format}){_PRINTED_HELP}")
+    linktype = "link type that it is for, libpcap's name or number (what it says, or EN10MB)"
+    added.add_argument("-y", dest="linktype", type=_linktype, metavar="LINKTYPE", help=linktype)
 
 
 #: What each command does, and what gives it its arguments.

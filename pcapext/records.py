@@ -96,11 +96,45 @@ class Chunk:
             self.as_read = allocate("uint8_t[]", self.filled)
             ffi.memmove(self.as_read, self.buffer, self.filled)
 
+    def place(self, index: int) -> int:
+        """Where in the capture a record begins."""
+        start: int = self.records[index].start
+        return self.base + start
+
     def room(self) -> memoryview:
         """The memory that is not filled. There always is some."""
         if self.filled == self.size:
             self.reserve(2 * self.size)
         return self.view[self.filled :]
+
+
+class Kept:
+    """Some records of a chunk, `length` of `indexes` from its record `first` on, copied to memory of their own: a small chunk.
+
+    `size` is how many bytes it takes.
+    """
+
+    def __init__(self, chunk: Chunk | Kept, first: int, indexes: Any, length: int) -> None:
+        self.base: int = chunk.base
+        self.capacity = length
+        described = chunk.records + first
+        filled = lib.keep_records(chunk.buffer, described, indexes, length, ffi.NULL, ffi.NULL, ffi.NULL)
+        self.records: Any = allocate("struct record[]", length)
+        self.buffer: Any = allocate("uint8_t[]", filled)
+        self.as_read: Any = self.buffer
+        self.view = memoryview(ffi.buffer(self.buffer))
+        self.size = filled + length * ffi.sizeof("struct record")
+        self._starts = allocate("uint32_t[]", length)
+        lib.keep_records(chunk.buffer, described, indexes, length, self.records, self._starts, self.buffer)
+        if chunk.as_read != chunk.buffer:
+            self.as_read = allocate("uint8_t[]", filled)
+            lib.copy_records(chunk.as_read, described, indexes, length, self.as_read, filled)
+            self.size += filled
+
+    def place(self, index: int) -> int:
+        """Where in the capture a record began."""
+        start: int = self._starts[index]
+        return self.base + start
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -201,7 +235,7 @@ class Batch:
     `early`: what was asked when they were found, and it accepts `accepted` of them.
     """
 
-    chunk: Chunk
+    chunk: Chunk | Kept
     layout: Layout
     first: int
     count: int
@@ -353,6 +387,7 @@ def _correct(portion: Portion) -> None:
             is_swapped = layout.byteorder != NATIVE
             # Pcapng is written in the byte order of its sections, and pcap in that of this machine.
             if is_swapped and layout.header is None:
+                assert isinstance(chunk, Chunk)
                 chunk.keep()
             lib.correct_packets(layout.corrected, is_swapped, chunk.buffer, batch.records, batch.count)
 

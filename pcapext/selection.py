@@ -19,7 +19,7 @@ from pcapext.engine import STOPPED_WORDS, Matcher, allocate, ffi, lib, matcher_o
 from pcapext.errors import FilterError, ProgramError
 from pcapext.flowkeys import KEY_BY_K
 from pcapext.formats import NATIVE
-from pcapext.records import Batch, Early, Layout
+from pcapext.records import Batch, Chunk, Early, Kept, Layout
 from pcapext.slotted import dataclass, replace
 
 if TYPE_CHECKING:
@@ -109,6 +109,12 @@ class Selected:
     length: int
     packets: int
 
+    def kept(self, with_records: bool) -> Selected:
+        """The same in memory of its own; or only how many packets there are."""
+        length = self.length if with_records else 0
+        memory = Kept(self.batch.chunk, self.batch.first, self.indexes, length)
+        return Selected(Batch(memory, self.batch.layout, 0, length), ffi.new("uint32_t[]", list(range(length))), length, self.packets)
+
     def first(self, packets: int) -> Selected:
         """The same up to and with so many packets."""
         if self.packets < packets:
@@ -163,6 +169,7 @@ class Selector:
     def _ask_early(self, batch: Batch) -> None:
         """Have packets asked when they are found, from the next time on that the chunk is filled. Not where they are corrected first."""
         chunk, layout = batch.chunk, batch.layout
+        assert isinstance(chunk, Chunk)
         is_asked = chunk.early is not None and chunk.early.layout is layout
         if layout.header and layout.corrected is None and not self._is_profiled and not is_asked:
             chunk.early = Early(layout, self._filter.matcher(layout.header.linktype, layout), self._indexes)

@@ -59,6 +59,7 @@ ROWS = (
     "pcap_devices",
     "pcap_live",
     "pcap_handles kernel_filter",
+    "elsewhere savefile",
     "engine.walk",
     "machine textforms pcap_bridge engine",
     "engine.build",

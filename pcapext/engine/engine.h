@@ -314,6 +314,11 @@ struct converted convert_records(const struct form *form, const struct clock *cl
 struct converted copy_records(const uint8_t *buffer, const struct record *records, const uint32_t *selected, uint32_t length,
                               uint8_t *output, uint32_t capacity);
 
+/* Copy the selected records to `output`, one behind the other, their descriptions to `copies`, and where they began in the buffer to `starts`.
+ * Returns how many bytes there are of them; that is all that is done where `output` is NULL. */
+uint32_t keep_records(const uint8_t *buffer, const struct record *records, const uint32_t *selected, uint32_t length,
+                      struct record *copies, uint32_t *starts, uint8_t *output);
+
 /* For Python: end */
 
 #endif
