@@ -84,6 +84,9 @@ class Source(Protocol):
         later, for ever if that is None. It takes the place of what was told before.
         """
 
+    def clear_filter(self) -> None:
+        """Have libpcap accept everything (`pcap_setfilter`). After a filter is set, it filters what comes next a second time itself."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attachment:
@@ -349,6 +352,10 @@ def _install(program: Program, descriptor: int, spot: Spot, check: _Check | None
         set_filter(descriptor, _REJECTING)
     try:
         with _in_words(spot, program):
+            if check:
+                check.source.check_until(None, check.matches)
+                check.source.clear_filter()
+                set_filter(descriptor, _REJECTING)
             await_filters()
             if check:
                 check.source.check_until(time.time_ns(), check.matches)
@@ -360,7 +367,7 @@ def _install(program: Program, descriptor: int, spot: Spot, check: _Check | None
     except BaseException as error:
         left = _restore(descriptor, before)
         if check:
-            check.source.check_until(0, _everything)
+            check.source.check_until(time.time_ns(), _nothing if before else _everything)
         if left and isinstance(error, AttachError):
             raise type(error)(f"{error}; {left}") from error
         raise
@@ -415,3 +422,7 @@ def _check_in_userland(program: Program, descriptor: int, spot: Spot, source: So
 
 def _everything(data: bytes, wirelen: int) -> bool:
     return True
+
+
+def _nothing(data: bytes, wirelen: int) -> bool:
+    return False

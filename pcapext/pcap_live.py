@@ -22,7 +22,7 @@ from time import monotonic
 from typing import Any
 
 from pcapext import kernel_filter
-from pcapext.bpf import MAXIMUM_SNAPLEN, Instruction, Program
+from pcapext.bpf import MAXIMUM_SNAPLEN, RET_K, Instruction, Program
 from pcapext.errors import CaptureWarning, LibpcapError, ProgramError, printable
 from pcapext.pcap_bridge import ERRBUF_SIZE, libpcap, linktype_number, string
 from pcapext.pcap_handles import END, MICRO, NANO, Packet, Reader
@@ -170,6 +170,10 @@ class LiveHandle(Reader):
         self.pcap  # noqa: B018
         with self._lock:
             self._matches, self._checked_until = matches, time_ns
+
+    def clear_filter(self) -> None:
+        """Have libpcap and the kernel let everything through."""
+        self._install(Program((Instruction(RET_K, k=self.snaplen),), self.linktype))
 
     # --- descriptors
 

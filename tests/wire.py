@@ -75,16 +75,19 @@ def seen(frame: bytes) -> bytes | None:
 
 
 class Tap:
-    """A packet socket on the receiving interface. `received` are the frames that its program let through since they were taken last."""
+    """A packet socket on the receiving interface, or on all for what comes in. `received` are the frames that its filter let through
+    since they were taken last; those of a SOCK_DGRAM socket begin behind the Ethernet header.
+    """
 
-    def __init__(self, instructions: Sequence[Instruction] | None):
+    def __init__(self, instructions: Sequence[Instruction] | None, kind: int = socket.SOCK_RAW, interface: str | None = "right"):
         # Without a protocol it receives nothing until it is bound.
-        self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        self.socket = socket.socket(socket.AF_PACKET, kind, 0 if interface else socket.htons(ETH_P_ALL))
         self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
         self.socket.setblocking(False)
         if instructions is not None:
             attach(self.socket, instructions)
-        self.socket.bind(("right", ETH_P_ALL))
+        if interface:
+            self.socket.bind((interface, ETH_P_ALL))
         self.received: list[bytes] = []
         self.is_open = True
 
@@ -93,12 +96,12 @@ class Tap:
         marked = False
         while True:
             try:
-                frame = self.socket.recv(1 << 16)
+                frame, (_, _, direction, *_) = self.socket.recvfrom(1 << 16)
             except BlockingIOError:
                 break
-            if frame == MARKER:
+            if frame.endswith(MARKER[14:]):
                 marked = True
-            else:
+            elif direction != socket.PACKET_OUTGOING:
                 self.received.append(frame)
         _, dropped = struct.unpack("@II", self.socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
         assert dropped == 0
@@ -127,7 +130,7 @@ class Wire:
         self._taps: list[Tap] = []
         self.do(self._set_up)
         #: Sees everything.
-        self.control = self.tap(None)
+        self.control: Tap = self.tap(None)
 
     def do(self, function: Callable[..., T], *arguments: object) -> T:
         """Call a function inside of the namespace."""
@@ -145,17 +148,18 @@ class Wire:
         self._sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._sender.bind(("left", 0))
 
-    def tap(self, instructions: Sequence[Instruction] | None) -> Tap:
-        """A socket on the receiving end that a program filters."""
-        tap = self.do(Tap, instructions)
+    def tap(self, instructions: Sequence[Instruction] | None, kind: int = socket.SOCK_RAW, interface: str | None = "right") -> Tap:
+        """A socket on the receiving end, or on all interfaces, that a program filters."""
+        return self.add(self.do(Tap, instructions, kind, interface))
+
+    def add(self, tap: S) -> S:
+        """Have something else that receives drained when frames were sent."""
         self._taps.append(tap)
         return tap
 
     def any_handle(self, linktype: int, instructions: Sequence[Instruction] | None) -> AnyHandle:
         """libpcap's handle on all interfaces, with a filter set on it."""
-        handle = self.do(AnyHandle, linktype, instructions)
-        self._taps.append(handle)
-        return handle
+        return self.add(self.do(AnyHandle, linktype, instructions))
 
     def send(self, frames: Iterable[bytes]) -> None:
         """Send frames of `SHORTEST` to `LONGEST` bytes. When it returns, every tap has received what it will."""
