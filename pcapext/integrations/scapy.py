@@ -163,7 +163,7 @@ def _run(sniffer: Any, *args: Any, **kwargs: Any) -> None:
                 _check_packets_of(socket, verdicts.filter, opened)
             for source, label in _captures(arguments.pop("offline", None)):
                 reader = _reader(source, verdicts)
-                opened.callback(reader.close)
+                opened.callback(_close, reader)
                 sockets[reader] = label
             if sockets:
                 arguments["opened_socket"] = sockets
@@ -280,6 +280,11 @@ class _Source:
         else:
             self._socket.recv_raw = self._checked
 
+    def clear_filter(self) -> None:
+        """Have libpcap accept everything."""
+        if self._handle is not None:
+            self._handle.setfilter("")
+
     def release(self) -> None:
         """End the checking."""
         self._socket.__dict__.pop("recv_raw", None)
@@ -346,6 +351,12 @@ def _reader(source: Any, verdicts: _Verdicts) -> Any:
             reader.close()
             raise
     return reader
+
+
+def _close(reader: Any) -> None:
+    # scapy closes what it has read to the end, and a compressed file cannot be closed twice.
+    if isinstance(reader, RawPcapReader) and not reader.f.closed:
+        reader.close()
 
 
 class _Pcap(RawPcapReader):  # type: ignore[misc]
