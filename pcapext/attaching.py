@@ -189,12 +189,14 @@ def attach(
         check = None if source is None else _Check(source, _for_userland(filter, spot, settings).matches)
         _install(program, descriptor, spot, check)
     except KernelLacksError as error:
+        reason = str(error).removeprefix(f"{spot}: ")
         if source is None:
-            raise
+            raise KernelLacksError(f"{spot}: {reason}") from error
         program = _for_userland(filter, spot, settings)
         _check_in_userland(program, descriptor, spot, source)
-        warnings.warn(f"pcapext filters the {spot}: {error}", AttachWarning, stacklevel=2)
-        return Attachment("pcapext", program, str(error), place, str(spot), identity(descriptor))
+        attachment = Attachment("pcapext", program, reason, place, str(spot), identity(descriptor))
+        warnings.warn(str(attachment), AttachWarning, stacklevel=2)
+        return attachment
     return Attachment("kernel", program, None, place, str(spot), identity(descriptor))
 
 

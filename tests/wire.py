@@ -12,6 +12,7 @@ one queue takes all frames and none overtakes another: when the marker has come 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import struct
@@ -50,6 +51,8 @@ libc = CDLL(None, use_errno=True)
 CLONE_NEWNET = 0x40000000
 ETH_P_ALL = 0x0003
 SOL_PACKET, PACKET_STATISTICS = 263, 6
+#: include/uapi/linux/if_tun.h
+TUNSETIFF, TUNSETLINK, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x400454CD, 0x0001, 0x1000
 SO_RCVBUFFORCE, SO_GET_FILTER = 33, 26
 BUFFER = 1 << 24
 
@@ -143,7 +146,7 @@ class Wire:
         ipv6 = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
         if ipv6.exists():
             ipv6.write_text("1")
-        for command in ("link add left type veth peer name right", "link set left up", "link set right up"):
+        for command in ("link add left type veth peer name right", "link set left up", "link set right up", "link set lo up"):
             subprocess.run(["ip", *command.split()], check=True)
         self._sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._sender.bind(("left", 0))
@@ -167,9 +170,13 @@ class Wire:
         while portion := list(islice(source, PORTION)):
             self.do(self._send, portion)
 
-    def _send(self, frames: Sequence[bytes]) -> None:
-        for frame in (*frames, MARKER):
+    def put(self, frames: Iterable[bytes]) -> None:
+        """Put frames on the wire, inside of the namespace."""
+        for frame in frames:
             assert self._sender.send(frame) == len(frame)
+
+    def _send(self, frames: Sequence[bytes]) -> None:
+        self.put((*frames, MARKER))
         deadline = time.monotonic() + SECONDS
         while not self.control.drain():
             assert time.monotonic() < deadline, "the marker was lost"
@@ -183,6 +190,26 @@ class Wire:
                 tap.close()
         self._sender.close()
         self._inside.shutdown()
+
+
+class Tun:
+    """An interface `tun0` for bare IP packets, or one that claims to be of another ARPHRD type; what is written comes in on it."""
+
+    def __init__(self, hatype: int | None = None) -> None:
+        self._file = os.open("/dev/net/tun", os.O_RDWR)
+        fcntl.ioctl(self._file, TUNSETIFF, struct.pack("=16sH22x", b"tun0", IFF_TUN | IFF_NO_PI))
+        if hatype is not None:
+            fcntl.ioctl(self._file, TUNSETLINK, hatype)
+        subprocess.run(["ip", "link", "set", "tun0", "up"], check=True)
+
+    def write(self, packet: bytes) -> None:
+        assert os.write(self._file, packet) == len(packet)
+
+    def __enter__(self) -> Tun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
 
 
 # ---- libpcap's handle on all interfaces ----
