@@ -42,6 +42,7 @@ from pcapext.selection import Filter
 try:
     import scapy.all  # noqa: F401  (all that scripts have with scapy.all: every layer, and the sockets of this platform)
     from scapy import sendrecv
+    from scapy.arch.libpcap import _L2libpcapSocket
     from scapy.config import conf
     from scapy.data import MTU
     from scapy.interfaces import resolve_iface
@@ -67,8 +68,7 @@ class AsyncSniffer(sendrecv.AsyncSniffer):  # type: ignore[misc]
 
     def start(self) -> None:
         """Start to sniff, in a thread."""
-        arguments = _named(self, *self.args, **self.kwargs)
-        _check(_with_exceptions(arguments.get("filter")), arguments)
+        _check(_named(self, *self.args, **self.kwargs))
         super().start()
 
     def _run(self, *args: Any, **kwargs: Any) -> None:
@@ -135,25 +135,15 @@ def _named(sniffer: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     return arguments
 
 
-def _with_exceptions(filter: str | Program | None) -> str | Program | None:
-    """The filter for an interface: scapy's settings may leave out what it is to see nowhere."""
-    if not conf.except_filter:
-        return filter
-    if isinstance(filter, Program):
-        raise FilterError("a Program cannot be joined with scapy's conf.except_filter: give the expression instead, or clear that")
-    exceptions = f"not ({conf.except_filter})"
-    return f"({filter}) and {exceptions}" if filter else exceptions
-
-
 def _run(sniffer: Any, *args: Any, **kwargs: Any) -> None:
     """`_SCAPYS_RUN`, with the filter in the hands of pcapext."""
     arguments = _named(sniffer, *args, **kwargs)
+    live = _filter_of_interfaces(arguments)
     filter = arguments.pop("filter", None)
-    live = _with_exceptions(filter)
-    if not live or arguments.get("nofilter"):
+    if not (filter or live) or arguments.get("nofilter"):
         _SCAPYS_RUN(sniffer, *args, **kwargs)
         return
-    _check(live, arguments)
+    _check(arguments | {"filter": filter})
     with ExitStack() as opened:
         if filter:
             verdicts = _Verdicts(filter, sniffer)
@@ -167,7 +157,8 @@ def _run(sniffer: Any, *args: Any, **kwargs: Any) -> None:
                 sockets[reader] = label
             if sockets:
                 arguments["opened_socket"] = sockets
-        arguments["L2socket"] = partial(_open, live, arguments.get("L2socket"), opened)
+        # For an empty list of captures scapy turns to an interface.
+        arguments["L2socket"] = partial(_open, live or filter, arguments.get("L2socket"), opened)
         _SCAPYS_RUN(**arguments)
 
 
@@ -215,11 +206,23 @@ def _labelled(sockets: Any) -> Iterable[tuple[Any, Any]]:
 # ---- Interfaces ----
 
 
-def _check(filter: str | Program | None, arguments: dict[str, Any]) -> None:
+def _filter_of_interfaces(arguments: dict[str, Any]) -> str | Program | None:
+    """The filter for interfaces, if there are any to sniff on: scapy's settings may leave out what it is to see nowhere."""
+    filter: str | Program | None = arguments.get("filter")
+    if arguments.get("iface") is None and any(arguments.get(name) is not None for name in ("offline", "opened_socket")):
+        return None
+    if not conf.except_filter:
+        return filter
+    if isinstance(filter, Program):
+        raise FilterError("a Program cannot be joined with scapy's conf.except_filter: give the expression instead, or clear that")
+    exceptions = f"not ({conf.except_filter})"
+    return f"({filter}) and {exceptions}" if filter else exceptions
+
+
+def _check(arguments: dict[str, Any]) -> None:
     """Raise what is wrong with a filter before anything is opened, where the link type of an interface is known before."""
-    given, chosen = arguments.get("iface"), arguments.get("L2socket") or arguments.get("monitor")
-    elsewhere = given is None and (arguments.get("offline") is not None or arguments.get("opened_socket") is not None)
-    if not isinstance(filter, str) or chosen or elsewhere or arguments.get("nofilter"):
+    filter, given = _filter_of_interfaces(arguments), arguments.get("iface")
+    if not isinstance(filter, str) or any(arguments.get(name) for name in ("L2socket", "monitor", "nofilter")):
         return
     for interface in given if isinstance(given, list | dict) else (given or conf.iface,):
         linktype = LINKTYPE_BY_HATYPE.get(resolve_iface(interface).type)
@@ -233,20 +236,23 @@ def _open(filter: str | Program, chosen: Any, opened: ExitStack, *, type: int, i
     make = chosen or resolve_iface(iface).l2listen()
     if "nofilter" in inspect.signature(make).parameters:
         options["nofilter"] = True
-    else:
-        # scapy's listening socket of libpcap sets conf.except_filter, which may hold terms of pcapext, where this is ETH_P_ALL. It has
-        # no other use for it.
+    elif inspect.isclass(make) and issubclass(make, _L2libpcapSocket):
+        # Where this is ETH_P_ALL, it sets conf.except_filter, which may hold terms of pcapext. It has no other use for it.
         type = 0
     socket = make(type=type, iface=iface, **options)
     opened.callback(socket.close)
-    if hasattr(socket, "pcap_fd"):
-        attach(filter, _Source(socket))
-        return socket
-    try:
-        attach(filter, getattr(socket, "ins", socket))
-    except KernelLacksError:
-        attach(filter, _Source(socket))
+    _attach(filter, socket)
     return socket
+
+
+def _attach(filter: str | Program, socket: Any) -> None:
+    if not hasattr(socket, "pcap_fd"):
+        try:
+            attach(filter, getattr(socket, "ins", socket))
+            return
+        except KernelLacksError:
+            pass  # a source says more of it, and checks its packets itself
+    attach(filter, _Source(socket))
 
 
 class _Source:
