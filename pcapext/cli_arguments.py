@@ -22,15 +22,20 @@ Command = Callable[[argparse.Namespace], int]
 
 def parser(commands: Mapping[str, Command], chosen: str | None) -> argparse.ArgumentParser:
     """The parser; `chosen` is the first argument. What it parses has the function as `command`, and `usage_error` to end with."""
-    made = argparse.ArgumentParser(prog="pcapext", description="tcpdump's filters, for the innermost headers of tunnelled packets too")
+    # Each argument that is added is formatted, to see that it can be. With a width of its own, that does not load shutil.
+    narrow = partial(argparse.HelpFormatter, width=80)
+    description = "tcpdump's filters, for the innermost headers of tunnelled packets too"
+    made = argparse.ArgumentParser(prog="pcapext", description=description, formatter_class=narrow)
     made.add_argument("--version", action=_Version, nargs=0, help="print the version, and libpcap's and where it is")
     # Named here, the program is not put together from the help, which would load much.
     added_commands = made.add_subparsers(required=True, metavar="COMMAND", prog="pcapext")
     for name, (summary, add_arguments) in _COMMANDS.items():
-        added = added_commands.add_parser(name, help=summary, description=summary)
+        added = added_commands.add_parser(name, help=summary, description=summary, formatter_class=narrow)
         added.set_defaults(command=commands[name], usage_error=added.error)
         if name == chosen:
             add_arguments(added)
+        added.formatter_class = argparse.HelpFormatter
+    made.formatter_class = argparse.HelpFormatter
     return made
 
 

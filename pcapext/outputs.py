@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pcapext import pcap_bridge
@@ -23,6 +22,7 @@ from pcapext.formats import NATIVE, Interface, Lengths, PcapHeader, longest_pack
 from pcapext.records import CHUNK, Input, Layout, PcapLayout
 from pcapext.selection import Selected
 from pcapext.sinks import Sink
+from pcapext.slotted import dataclass
 
 #: Bytes that a record takes at most besides its packet, in each form (engine.h, convert_records).
 _AROUND = 36

@@ -20,7 +20,6 @@ import stat
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -28,6 +27,7 @@ from pcapext.errors import CutShortError
 from pcapext.outputs import Counting
 from pcapext.records import CHUNK, Chunk, Input, Layout, Portion, open_input
 from pcapext.selection import Filter, Selected, Selector
+from pcapext.slotted import dataclass
 
 if TYPE_CHECKING:
     from pcapext.records import Origin

@@ -68,6 +68,7 @@ ROWS = (
     "encapsulation",
     "flowkeys layout interned",
     "errors",
+    "slotted",
 )
 
 

@@ -23,11 +23,11 @@ import pytest
 from capturefiles import NANOSECONDS, SECOND, File, Packet, Pcapng, between, pcap, pcapng, read, several_sections
 
 from pcapext import outputs, records, workers
-from pcapext.bpf import JA, RET_K, U32, Instruction, Program
+from pcapext.bpf import JA, JEQ_K, LD_LEN, RET_K, U32, Instruction, Program
 from pcapext.errors import CaptureError, FilterError, ProgramError
 from pcapext.filtering import Filtered, count, filter_file, prepare
-from pcapext.records import Chunk, PcapLayout, PcapngLayout
-from pcapext.selection import Filter
+from pcapext.records import Chunk, PcapLayout, PcapngLayout, open_input
+from pcapext.selection import Filter, Selector
 from pcapext.workers import Run
 
 #: Bytes of a region.
@@ -494,6 +494,33 @@ def test_program_that_does_not_end(tmp_path: Path) -> None:
         with pytest.raises(ProgramError, match="the program was stopped"):
             filter_file(tmp_path / "in", tmp_path / "out", program, workers=number)
         assert not (tmp_path / "out").exists()
+
+
+def test_program_that_does_not_end_for_a_late_packet(tmp_path: Path) -> None:
+    """By then packets are asked while they are found."""
+    loop = (Instruction(LD_LEN), Instruction(JEQ_K, 0, 1, 61), Instruction(JA, k=U32), Instruction(RET_K, k=U32))
+    packets = [Packet(number * SECOND, 61 if number == 350 else 60, bytes(60)) for number in range(400)]
+    (tmp_path / "in").write_bytes(pcap(packets).octets)
+    for number in WORKERS:
+        with pytest.raises(ProgramError, match="the program was stopped"):
+            count(tmp_path / "in", Program(loop), workers=number)
+
+
+def test_packets_are_asked_when_they_are_found() -> None:
+    """From a chunk's second filling on; and what is selected is what is selected afterwards."""
+    packets = some(Random(1), 400)
+    input, chunk, selector = open_input(pcap(packets).octets), Chunk(), Selector(Filter(ODD))
+    asked, matching = [], 0
+    while portion := input.read(chunk):
+        for batch in portion.batches:
+            selected, afterwards = selector.select(batch), Selector(Filter(ODD)).select(batch)
+            assert list(selected.indexes[0 : selected.length]) == list(afterwards.indexes[0 : afterwards.length])
+            assert selected.packets == afterwards.packets
+            asked.append(batch.early is not None)
+            matching += selected.packets
+    assert matching == sum(map(is_odd, packets))
+    assert len(asked) > 2
+    assert asked == [False] + [True] * (len(asked) - 1)
 
 
 def test_error_of_a_worker_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
