@@ -768,7 +768,7 @@ def test_no_memory_for_the_second_time(wire: Wire, monkeypatch: pytest.MonkeyPat
     before = (Instruction(bpf.LD_LEN), *ACCEPT)
     monkeypatch.setattr("pcapext.attaching.set_filter", fail)
     with wire.tap(before) as tap:
-        with pytest.raises(KernelLacksError, match=r"no memory for a program of 4 instructions; [^;]*$"):
+        with pytest.raises(KernelLacksError, match=r"no memory for 4 instructions in the kernel; [^;]*$"):
             wire.do(attach, "arp", tap.socket)
         assert read_filter(tap.socket.fileno()) == bytes(raw_program(*before))
         bpf_oracles.attach(tap.socket, REJECT)
