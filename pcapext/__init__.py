@@ -8,9 +8,23 @@
 
 from pcapext.bpf import Instruction, Program
 from pcapext.compiler import compile
-from pcapext.errors import CaptureError, CaptureWarning, FilterError, LibpcapError, PcapextError, ProgramError, SettingsError, Span
+from pcapext.errors import (
+    AttachError,
+    AttachWarning,
+    CaptureError,
+    CaptureWarning,
+    FilterError,
+    LibpcapError,
+    PcapextError,
+    ProgramError,
+    SettingsError,
+    Span,
+)
 
 __all__ = [
+    "AttachError",
+    "AttachWarning",
+    "Attachment",
     "CSource",
     "CaptureError",
     "CaptureWarning",
@@ -24,6 +38,7 @@ __all__ = [
     "SettingsError",
     "Span",
     "WalkSettings",
+    "attach",
     "compile",
     "count",
     "filter_file",
@@ -35,9 +50,11 @@ __version__ = "0.1.0"
 
 #: Names that load more than compiling needs, and the modules they are in.
 _LAZY = {
+    "Attachment": "pcapext.attaching",
     "CSource": "pcapext.csource",
     "Packet": "pcapext.capture",
     "WalkSettings": "pcapext.encapsulation",
+    "attach": "pcapext.attaching",
     "count": "pcapext.filtering",
     "filter_file": "pcapext.filtering",
     "open_offline": "pcapext.capture",

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, overload
 
 from pcapext.errors import ProgramError
 from pcapext.flowkeys import FLOW_KEYS, KEYS_ANCILLARY, KEYS_K, KEYS_NAME, SKF_AD_OFF
+from pcapext.slotted import dataclass, field
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from pcapext.attaching import Attachment
     from pcapext.encapsulation import WalkSettings
 
 #: Instructions the kernel takes at most (BPF_MAXINSNS), and slots in the scratch memory M[] (BPF_MEMWORDS).
@@ -178,6 +179,9 @@ ANCILLARY: tuple[Ancillary, ...] = (
 
 ANCILLARY_BY_K = {word.k: word for word in ANCILLARY}
 
+#: The k of the words that libpcap's made-up headers are filled from.
+SKF_AD_PROTOCOL, SKF_AD_PKTTYPE, SKF_AD_IFINDEX, SKF_AD_HATYPE = (SKF_AD_OFF + offset for offset in (0, 4, 8, 28))
+
 _ABSOLUTE_LOADS = (LD_W_ABS, LD_H_ABS, LD_B_ABS)
 _MEMORY_LOADS = (LD_MEM, LDX_MEM)
 _STORES = (ST, STX)
@@ -329,10 +333,16 @@ class Program(Sequence[Instruction]):
             matcher = matcher_of(self.instructions, self.linktype, self.settings)
             object.__setattr__(self, "_matcher", matcher)
         if wirelen is None and type(packet) is bytes and (length := len(packet)) <= U32:  # the quick way for what is usual
-            value: int = matcher.call(packet, length, length)
+            value: int = matcher.run_whole(matcher.pointer, packet, length)
             if value >= 0:
                 return value != 0
         return bool(matcher.run(packet, wirelen))
+
+    def attach(self, place: object) -> Attachment:
+        """Let the kernel filter a packet socket, a descriptor of one or a handle with it, as `pcapext.attaching.attach` does."""
+        from pcapext.attaching import attach
+
+        return attach(self, place)
 
     def dump(self, style: str = "d") -> str:
         """The program as text, in one of the styles of `pcapext.dump.dump`."""

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pcapext import pcap_bridge
 from pcapext.bpf import MAX_INSTRUCTIONS, MAXIMUM_SNAPLEN, Instruction, Program
-from pcapext.errors import FilterError, ProgramError, Span
+from pcapext.errors import FilterError, PcapextError, ProgramError, Span
 from pcapext.flowkeys import EXTENSION_WORDS
 from pcapext.standard import compile_standard, placed
 
 if TYPE_CHECKING:
     from pcapext.cfg import Cfg
     from pcapext.csource import CSource
-    from pcapext.encapsulation import WalkSettings
+    from pcapext.encapsulation import LinkLayer, WalkSettings
 
 #: The forms of program that `compile` makes (DESIGN.md 2).
 TARGETS = ("flowkeys", "classic", "keys", "c")
@@ -123,7 +123,7 @@ def compile(
     )
     if target == "c":
         return _compile_c(expression, number, snaplen, netmask, optimize, settings)
-    instructions, made_for, walk = _compile(expression, number, snaplen, netmask, optimize, target, settings, None)
+    instructions, made_for, walk = _compile(expression, number, snaplen, netmask, optimize, target, settings)
     return Program(_checked_length(instructions, walk), number, snaplen, expression, made_for, settings)
 
 
@@ -143,6 +143,90 @@ def compile_to_run(
     return _compile(expression, linktype, MAXIMUM_SNAPLEN, netmask, optimize, "flowkeys", settings_of(**settings), byteorder)[0]
 
 
+def compile_live(
+    expression: str,
+    linktype: int,
+    *,
+    snaplen: int = MAXIMUM_SNAPLEN,
+    netmask: int | None = None,
+    optimize: bool | int = True,
+    **settings: Any,
+) -> Program:
+    """A classic program for packets as a Linux kernel shows them to filters, which is not always how they are captured.
+
+    The outermost VLAN tag of an Ethernet frame stands beside it, and `vlan` looks there too; before a packet of a cooked link type no
+    header is made up (relocate.py). The arguments and errors are those of `compile`; `LibpcapError` also where libpcap cannot
+    compile `vlan` so (`compile_expression`), and `KernelLacksError` where a filter reads of the header what a kernel does not tell.
+    """
+    chosen = settings_of(**settings)
+    instructions, target, walk = _compile(expression, linktype, snaplen, netmask, optimize, "classic", chosen, live=True)
+    return Program(_checked_length(instructions, walk), linktype, snaplen, expression, target, chosen)
+
+
+def for_kernel(program: Program, made_up: bool = False) -> Program:
+    """A program that a stock kernel can run in place of another one: the walk written out where it loads flow keys.
+
+    With `made_up`, it is for packets without the header that libpcap makes up for the program's link type. A program that needs neither is
+    given back as it is. Raises `ProgramError` for one with a loop and where there is no walk on the link type, and `KernelLacksError` where
+    it reads of the header what a kernel does not tell.
+
+    >>> for_kernel(compile("inner tcp port 80")).kernel_refusal() is None
+    True
+    """
+    keys = program.target == "flowkeys" or bool(program.flow_keys)
+    if not keys and not made_up:
+        return program
+    instructions = (_compile_again(program, made_up) if keys else None) or _lowered(program, keys, made_up)
+    return Program(instructions, program.linktype, program.snaplen, program.expression, "classic", program.settings)
+
+
+def _compile_again(program: Program, made_up: bool) -> tuple[Instruction, ...] | None:
+    """The classic program of the text that a program with flow keys was compiled from, where that has one walk less: the program has one
+    in it for `outer` or `encap NAME`, and needs another one for its keys. None for others, and where the text gives another program.
+    """
+    if not re.search(r"\b(?:outer|encap)\b", program.expression or ""):
+        return None
+    text, linktype, snaplen, settings = str(program.expression), program.linktype, program.snaplen, program.settings
+    try:
+        made_for = "keys" if program.target == "keys" else "flowkeys"
+        if _compile(text, linktype, snaplen, None, True, made_for, settings)[0] != program.instructions:
+            return None
+        return _checked_length(_compile(text, linktype, snaplen, None, True, "classic", settings, live=made_up)[0])
+    except PcapextError:
+        return None
+
+
+def _lowered(program: Program, keys: bool, made_up: bool) -> tuple[Instruction, ...]:
+    """The instructions of a program with the walk written out for its flow keys, and for packets without the made-up header."""
+    from pcapext.assemble import assemble
+    from pcapext.encapsulation import DEFAULT_SETTINGS, LINK_LAYER_BY_NUMBER
+    from pcapext.lift import lift, name_keys
+    from pcapext.optimize import finish, improve
+    from pcapext.optimize.gather import gather
+    from pcapext.prepare import lower_improved
+
+    if program.linktype not in LINK_LAYER_BY_NUMBER:
+        shown = pcap_bridge.linktype_name(program.linktype) or program.linktype
+        raise ProgramError(f"the program loads flow keys, and there are none on link type {shown}")
+    link_layer = LINK_LAYER_BY_NUMBER[program.linktype]
+    walk = (program.settings or DEFAULT_SETTINGS) if keys else None
+    cfg = lift(program)
+    if walk:
+        cfg = lower_improved(improve(gather(name_keys(cfg))), link_layer, walk, improve)
+    if made_up:
+        cfg = _relocated(cfg, link_layer)
+    return _checked_length(assemble(finish(cfg)), walk)
+
+
+def _relocated(cfg: Cfg, link_layer: LinkLayer) -> Cfg:
+    """A graph for packets without the header that libpcap makes up for a link layer."""
+    from pcapext.optimize import improve
+    from pcapext.relocate import relocate
+
+    # Before, so that what can be known of the places it reads is known.
+    return improve(relocate(improve(cfg), link_layer.name))
+
+
 def _compile(
     expression: str,
     linktype: int,
@@ -151,15 +235,18 @@ def _compile(
     optimize: int,
     target: str,
     settings: WalkSettings | None,
-    byteorder: str | None,
+    byteorder: str | None = None,
+    live: bool = False,
 ) -> tuple[tuple[Instruction, ...], str, WalkSettings | None]:
-    """The instructions, their target, and the settings of the walk if it is among them. `byteorder`: of the file, None outside of files."""
+    """The instructions, their target, and the settings of the walk if it is among them. `byteorder`: of the file, None outside of
+    files; `live`: for packets as a Linux kernel shows them to filters (`compile_live`).
+    """
     _check_optimize(optimize)
     if target not in TARGETS:
         raise FilterError(f"unknown target '{target}', expected one of {', '.join(TARGETS)}")
-    extended = _extended_graph(expression, linktype, snaplen, netmask, optimize, target, settings, byteorder)
+    extended = _extended_graph(expression, linktype, snaplen, netmask, optimize, target, settings, byteorder, live)
     if extended is None:
-        return compile_standard(expression, linktype, snaplen, netmask, optimize, byteorder), "classic", None
+        return _compile_standard(expression, linktype, snaplen, netmask, optimize, byteorder, live), "classic", None
     from pcapext.assemble import assemble  # here, since a standard expression needs none of our passes
 
     cfg, walk = extended
@@ -177,7 +264,7 @@ def _compile_c(expression: str, linktype: int, snaplen: int, netmask: int | None
     from pcapext.write_c import found_locals, write_c
 
     _check_optimize(optimize)
-    extended = _extended_graph(expression, linktype, snaplen, netmask, optimize, "c", settings, None)
+    extended = _extended_graph(expression, linktype, snaplen, netmask, optimize, "c", settings)
     if extended is None:
         try:
             cfg = lift(compile_standard(expression, linktype, snaplen, netmask, optimize, None))
@@ -198,6 +285,20 @@ def _compile_c(expression: str, linktype: int, snaplen: int, netmask: int | None
 def _check_optimize(optimize: int) -> None:
     if optimize not in (0, 1, 2):
         raise FilterError(f"optimize is {optimize!r}, expected 0, 1 or 2")
+
+
+def _compile_standard(
+    expression: str, linktype: int, snaplen: int, netmask: int | None, optimize: int, byteorder: str | None, live: bool
+) -> tuple[Instruction, ...]:
+    """The instructions of a filter that is libpcap's alone."""
+    instructions = compile_standard(expression, linktype, snaplen, netmask, optimize, byteorder, live)
+    if live:
+        from pcapext.encapsulation import LINK_LAYER_BY_NUMBER
+
+        link_layer = LINK_LAYER_BY_NUMBER.get(linktype)
+        if link_layer and link_layer.made_up:
+            return for_kernel(Program(instructions, linktype), made_up=True).instructions
+    return instructions
 
 
 def settings_of(**given: Any) -> WalkSettings | None:
@@ -232,7 +333,8 @@ def _extended_graph(
     optimize: int,
     target: str,
     settings: WalkSettings | None,
-    byteorder: str | None,
+    byteorder: str | None = None,
+    live: bool = False,
 ) -> tuple[Cfg, WalkSettings | None] | None:
     """The graph of a filter with extension terms, and the settings of the walk if it is in the graph; None for any other filter."""
     if not _may_extend(expression):
@@ -249,7 +351,6 @@ def _extended_graph(
     from pcapext.optimize.gather import gather
     from pcapext.optimize.merge import merge
     from pcapext.parser import parse
-    from pcapext.prepare import lower_improved
     from pcapext.resolve import resolve
 
     tree = parse(expression)
@@ -262,9 +363,9 @@ def _extended_graph(
         raise FilterError(f"no extension term on link type {shown}; there are some on {names}", expression, extensions[0].span)
     marked = mark(expression, extensions)
     try:
-        standard = pcap_bridge.compile_expression(marked.text, linktype, snaplen, netmask, False, byteorder)
+        standard = pcap_bridge.compile_expression(marked.text, linktype, snaplen, netmask, False, byteorder, live)
     except FilterError as error:
-        raise placed(error, expression, linktype, snaplen, netmask, byteorder) from None
+        raise placed(error, expression, linktype, snaplen, netmask, byteorder, live) from None
     try:
         graph = lift(standard)
     except ProgramError:
@@ -278,6 +379,8 @@ def _extended_graph(
             raise FilterError(REJECTS_ALL, expression, Span(0, len(expression)))
     walk = settings or DEFAULT_SETTINGS
     if optimize and target == "classic":
+        from pcapext.prepare import lower_improved
+
         lowered = lower_improved(cfg, link_layer, walk, improve)
     elif target == "c":
         lowered = cfg  # in C the walk tells everything
@@ -287,6 +390,8 @@ def _extended_graph(
             # Not left to `optimize`: what `lower` makes is meant for the passes, and too long for any kernel without them.
             lowered = improve(lowered if optimize else gather(lowered))
     walks = lowered is not cfg
+    if live and link_layer.made_up:
+        lowered = _relocated(lowered, link_layer)
     finished = finish(lowered) if optimize or walks else lowered
     if target == "keys":
         finished = merge(load_keys(finished))

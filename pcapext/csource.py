@@ -6,8 +6,9 @@ Out: a `CSource`: immutable, and nothing more than that. What the function does 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from pcapext.slotted import dataclass
 
 if TYPE_CHECKING:
     from pcapext.encapsulation import WalkSettings

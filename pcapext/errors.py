@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from unicodedata import category, east_asian_width
+
+from pcapext.slotted import dataclass
 
 #: Characters an expression may take in a message before it is cut around the place that is wrong.
 WIDTH = 76
@@ -85,7 +86,19 @@ class CutShortError(CaptureError):
 
 
 class CaptureWarning(UserWarning):
-    """Something about a capture that did not keep it from being read: it is cut short."""
+    """Something about a capture that did not keep it from being read: it is cut short, or an interface lacks what was asked for."""
+
+
+class AttachError(PcapextError):
+    """A filter that cannot run where it was to be attached; the message names the place, and the kernel's reason if there is one."""
+
+
+class KernelLacksError(AttachError):
+    """The kernel lacks something for this filter that pcapext has, running it itself: memory, or a part of the packet."""
+
+
+class AttachWarning(UserWarning):
+    """What to know of an attached filter: pcapext filters in place of the kernel, or there is another filter by now."""
 
 
 class LibpcapError(PcapextError):

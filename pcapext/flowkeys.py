@@ -13,7 +13,7 @@ asked for; they are written to M[0], M[1] ..., in the order of the table, and A 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pcapext.slotted import dataclass
 
 #: Where the kernel's ancillary words begin (SKF_AD_OFF, include/uapi/linux/filter.h), as an unsigned k.
 SKF_AD_OFF = 0xFFFF_F000

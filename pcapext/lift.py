@@ -26,6 +26,7 @@ from pcapext.cfg import (
     Const,
     End,
     Goto,
+    Key,
     Length,
     Load,
     Local,
@@ -40,6 +41,7 @@ from pcapext.cfg import (
     rewrite_end,
 )
 from pcapext.errors import ProgramError
+from pcapext.flowkeys import FLOW_KEYS, KEY_BY_K, KEYS_K
 
 A, X = Local("A"), Local("X")
 MEMORY = tuple(Local(f"M{slot}") for slot in range(bpf.MEMORY_SLOTS))
@@ -77,6 +79,19 @@ def lift(instructions: Sequence[Instruction]) -> Cfg:
     return Cfg(0, {**blocks, 0: Block((*zeros, *entry.assignments), entry.end)})
 
 
+def name_keys(cfg: Cfg) -> Cfg:
+    """The graph with flow keys in place of the ancillary words that they are loaded as."""
+
+    def name(value: Value) -> Value:
+        return Key(KEY_BY_K[value.k].name) if isinstance(value, Ancillary) and value.k in KEY_BY_K else value
+
+    blocks = {
+        label: Block(tuple((local, rewrite(value, name)) for local, value in block.assignments), rewrite_end(block.end, name))
+        for label, block in cfg.blocks.items()
+    }
+    return Cfg(cfg.entry, blocks)
+
+
 def _run(instructions: Sequence[Instruction], start: int, end: int) -> Block:
     """Run one basic block on symbols. Every register it changes is assigned, each value in terms of the block's entry."""
     state: dict[Local, Value] = {local: local for local in (A, X, *MEMORY)}
@@ -109,6 +124,8 @@ def run_one(instruction: Instruction, state: dict[Local, Value]) -> tuple[Value,
     """Run an instruction that is no jump and no `ret` on symbols: `state` changes. The values in it that can reject the packet."""
     opcode, k = bpf.OPCODE_BY_CODE[instruction.code], instruction.k
     match instruction.code:
+        case code if code in _LOADS and code not in _INDIRECT and k == KEYS_K:
+            _load_keys(state)
         case code if code in _LOADS:
             size = _LOADS[code]
             if code in _INDIRECT:
@@ -147,6 +164,17 @@ def run_one(instruction: Instruction, state: dict[Local, Value]) -> tuple[Value,
             if opcode.mnemonic in ("div", "mod"):
                 return (state[A],)
     return ()
+
+
+def _load_keys(state: dict[Local, Value]) -> None:
+    """Run `ld #keys` on symbols: as loads of the keys one by one."""
+    match state[A]:
+        case Const(asked):
+            keys = FLOW_KEYS[:asked]
+            state.update({MEMORY[slot]: Ancillary(4, key.k) for slot, key in enumerate(keys)})
+            state[A] = Const(len(keys))
+        case _:
+            raise ProgramError("how many keys 'ld #keys' loads is not known: there is no 'ld #' right before it")
 
 
 def header_length(octet: Value) -> Value:

@@ -40,7 +40,6 @@ from pcapext.cfg import (
 )
 from pcapext.encapsulation import LinkLayer, WalkSettings
 from pcapext.flowkeys import FLOW_KEYS
-from pcapext.unroll import local_for, unroll
 
 #: Where to go on behind the walk.
 RESUME = Local("resume")
@@ -58,6 +57,8 @@ def wanted_of(cfg: Cfg) -> frozenset[Key | Passed]:
 
 def in_locals(block: Block, told: Set[Key | Passed]) -> Block:
     """The block with locals in place of what the walk tells."""
+    from pcapext.unroll import local_for
+
     return _put(block, {value: local_for(value) for value in told})
 
 
@@ -84,6 +85,8 @@ def _lower(cfg: Cfg, link_layer: LinkLayer, settings: WalkSettings, is_told: Cal
     wanted = frozenset().union(*using.values())
     if not wanted:
         return cfg
+    from pcapext.unroll import unroll  # here, since a program that loads flow keys hardly ever needs it
+
     shift = max(cfg.blocks) + 1
     behind: dict[Label, Block] = {}
     for label, block in cfg.blocks.items():

@@ -14,18 +14,20 @@ from pcapext.errors import FilterError, ProgramError, Span
 
 
 def compile_standard(
-    expression: str, linktype: int, snaplen: int, netmask: int | None, optimize: int, byteorder: str | None = None
+    expression: str, linktype: int, snaplen: int, netmask: int | None, optimize: int, byteorder: str | None = None, live: bool = False
 ) -> tuple[Instruction, ...]:
-    """The program of a filter. `byteorder` is that of the file whose packets it is for, if it is for those of a file."""
+    """The program of a filter. `byteorder` is that of the file whose packets it is for, if it is for those of a file; `live`: for a
+    live capture.
+    """
     try:
         if optimize < 2:
-            instructions = pcap_bridge.compile_expression(expression, linktype, snaplen, netmask, bool(optimize), byteorder)
+            instructions = pcap_bridge.compile_expression(expression, linktype, snaplen, netmask, bool(optimize), byteorder, live)
         else:
-            instructions = _compile_apart(expression, linktype, snaplen, netmask, byteorder) or _improve(
-                pcap_bridge.compile_expression(expression, linktype, snaplen, netmask, None, byteorder)
+            instructions = _compile_apart(expression, linktype, snaplen, netmask, byteorder, live) or _improve(
+                pcap_bridge.compile_expression(expression, linktype, snaplen, netmask, None, byteorder, live)
             )
     except FilterError as error:
-        raise placed(error, expression, linktype, snaplen, netmask, byteorder) from None
+        raise placed(error, expression, linktype, snaplen, netmask, byteorder, live) from None
     return instructions
 
 
@@ -55,7 +57,7 @@ def _improve(program: tuple[Instruction, ...]) -> tuple[Instruction, ...]:
 
 
 def _compile_apart(
-    expression: str, linktype: int, snaplen: int, netmask: int | None, byteorder: str | None
+    expression: str, linktype: int, snaplen: int, netmask: int | None, byteorder: str | None, live: bool
 ) -> tuple[Instruction, ...] | None:
     """A filter that is too long for libpcap, compiled term by term; None for another, and for one that cannot be taken apart."""
     if linktype in pcap_bridge.VARIABLE_LINKTYPES or not pcap_bridge.exceeds_optimizer(expression, linktype):
@@ -70,7 +72,9 @@ def _compile_apart(
     terms = terms_apart(tree, expression)
     if terms is None:
         return None
-    programs = {span: pcap_bridge.compile_expression(term, linktype, snaplen, netmask, False, byteorder) for span, term in terms.items()}
+    programs = {
+        span: pcap_bridge.compile_expression(term, linktype, snaplen, netmask, False, byteorder, live) for span, term in terms.items()
+    }
     if sum(map(len, programs.values())) * 7 / 6 <= pcap_bridge.OPTIMIZABLE:  # in one program, long jumps are a seventh of it
         return None
     try:
@@ -81,7 +85,13 @@ def _compile_apart(
 
 
 def placed(
-    error: FilterError, expression: str, linktype: int, snaplen: int, netmask: int | None, byteorder: str | None = None
+    error: FilterError,
+    expression: str,
+    linktype: int,
+    snaplen: int,
+    netmask: int | None,
+    byteorder: str | None = None,
+    live: bool = False,
 ) -> FilterError:
     """An error of libpcap's with the place that it is about: libpcap says what is wrong, but not where."""
     from bisect import bisect_left
@@ -100,7 +110,7 @@ def placed(
     def refused(text: str) -> bool:
         """Whether libpcap has the same to say of a part of the filter."""
         try:
-            pcap_bridge.compile_expression(text, linktype, snaplen, netmask, False, byteorder)
+            pcap_bridge.compile_expression(text, linktype, snaplen, netmask, False, byteorder, live)
         except FilterError as again:
             return again.message == error.message
         return False

@@ -2,7 +2,7 @@
 
 Imports point down. A module imports only modules of rows below its own, so no two modules of one row know each other:
 the passes meet in compiler.py alone. An import inside a function is a convenience for the caller and exempt
-(`program.dump()` loads the dump when it is asked for one).
+(`program.dump()` loads the dump when it is asked for one); so is one for type checkers alone, which nothing loads.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ ROWS = (
     "__main__",
     "cli",
     "cli_filter cli_arguments",
-    "integrations",
     "integrations.*",
+    "integrations",
     "pcapext",
     "summary filtering progress",
+    "attaching",
     # Captures, with filters.
     "capture workers",
     "outputs",
@@ -38,7 +39,7 @@ ROWS = (
     "standard",
     "optimize prove",
     "prepare",
-    "resolve mark codegen lift combine lower optimize.* assemble ebpf write_c",
+    "resolve mark codegen lift combine lower relocate optimize.* assemble ebpf write_c",
     "unroll registers write_c.walk write_c.graph",
     "write_c.pieces",
     "unroll.levels",
@@ -56,16 +57,20 @@ ROWS = (
     "records",
     "streams sinks",
     "compression",
-    "pcap_handles",
+    "pcap_devices",
+    "pcap_live",
+    "pcap_handles kernel_filter",
+    "elsewhere savefile",
     "engine.walk",
     "machine textforms pcap_bridge engine",
     "engine.build",
     "dump bpfasm dissect cfg formats _libpcap_cffi csource",
     # What all speak of.
-    "bpf headers",
+    "bpf headers sockets",
     "encapsulation",
     "flowkeys layout interned",
     "errors",
+    "slotted",
 )
 
 
@@ -108,9 +113,13 @@ def imported(module: str) -> Iterator[tuple[str, int]]:
 
 def outside_functions(node: ast.AST) -> Iterator[ast.AST]:
     for child in ast.iter_child_nodes(node):
-        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not is_for_type_checkers(child):
             yield child
             yield from outside_functions(child)
+
+
+def is_for_type_checkers(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def known(target: str) -> str:

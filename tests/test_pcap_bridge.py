@@ -15,14 +15,15 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from libpcaps import PACKAGED, each_libpcap
+from libpcaps import PACKAGED, each_libpcap, no_descriptor_is_left
 
 from pcapext import bpf, pcap_bridge
-from pcapext.bpf import Instruction
+from pcapext.bpf import Instruction, Program
 from pcapext.errors import FilterError, LibpcapError, ProgramError, Span
 from pcapext.pcap_bridge import compile_expression, libpcap, linktype_number, run_filter
+from pcapext.pcap_live import open_ethernet
 
-__all__ = ["each_libpcap"]
+__all__ = ["each_libpcap", "no_descriptor_is_left"]
 
 ROOT = Path(__file__).parent.parent
 
@@ -159,6 +160,41 @@ def test_programs_are_those_of_tcpdump(linktype: str, expression: str) -> None:
         lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[1:]
         expected = tuple(Instruction(*map(int, line.split())) for line in lines)
         assert compile_expression(expression, linktype_number(linktype), snaplen, optimize=optimize) == expected
+
+
+@pytest.mark.root
+@pytest.mark.kernel
+@pytest.mark.tools("tcpdump")
+@pytest.mark.parametrize("expression", ["vlan", "vlan 3 and tcp", "vlan and vlan 7 or arp", "mpls and ip", "ip and not vlan"])
+def test_live_programs_are_those_of_tcpdump(expression: str) -> None:
+    for flags, snaplen, optimize in ((["-s", "96"], 96, True), (["-O"], 262144, False)):
+        command = ["tcpdump", "-i", "lo", "-ddd", *flags, expression]
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[1:]
+        expected = tuple(Instruction(*map(int, line.split())) for line in lines)
+        live = compile_expression(expression, "EN10MB", snaplen, optimize=optimize, live=True)
+        assert live == expected
+        assert ("vlan" in expression) is (live != compile_expression(expression, "EN10MB", snaplen, optimize=optimize))
+
+
+@pytest.mark.root
+@pytest.mark.kernel
+@pytest.mark.usefixtures("each_libpcap", "no_descriptor_is_left")
+def test_live_programs_differ_by_vlan_on_ethernet_alone() -> None:
+    """libpcap makes no other difference between a live handle and a dead one."""
+    pcap = open_ethernet(262144)
+    program = libpcap().ffi.new("struct bpf_program *")
+    try:
+        for linktype, expression in EXPRESSIONS:
+            if linktype == "EN10MB" and "vlan" not in expression:
+                assert libpcap().lib.pcap_compile(pcap, program, expression.encode(), 1, 0xFFFF_FFFF) == 0
+                octets = bytes(libpcap().ffi.buffer(program.bf_insns, program.bf_len * 8))
+                libpcap().lib.pcap_freecode(program)
+                assert octets == bytes(Program(compile_expression(expression)))
+    finally:
+        libpcap().lib.pcap_close(pcap)
+    for linktype in ("LINUX_SLL", "LINUX_SLL2", "RAW"):
+        with pytest.raises(FilterError, match="no VLAN support"):
+            compile_expression("vlan", linktype, live=True)
 
 
 @pytest.mark.tools("tcpdump")

@@ -59,6 +59,7 @@ int pcap_setnonblock(pcap_t *p, int nonblock, char *errbuf);
 int pcap_getnonblock(pcap_t *p, char *errbuf);
 int pcap_fileno(pcap_t *p);
 int pcap_get_selectable_fd(pcap_t *p);
+const struct timeval *pcap_get_required_select_timeout(pcap_t *p); /* since 1.9 */
 void pcap_breakloop(pcap_t *p);
 int pcap_inject(pcap_t *p, const void *packet, size_t length);
 struct pcap_stat { unsigned int ps_recv; unsigned int ps_drop; unsigned int ps_ifdrop; };
