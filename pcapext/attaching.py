@@ -84,6 +84,9 @@ class Source(Protocol):
         later, for ever if that is None. It takes the place of what was told before.
         """
 
+    def clear_filter(self) -> None:
+        """Have libpcap accept everything (`pcap_setfilter`). After a filter is set, it filters what comes next a second time itself."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attachment:
@@ -186,12 +189,14 @@ def attach(
         check = None if source is None else _Check(source, _for_userland(filter, spot, settings).matches)
         _install(program, descriptor, spot, check)
     except KernelLacksError as error:
+        reason = str(error).removeprefix(f"{spot}: ")
         if source is None:
-            raise
+            raise KernelLacksError(f"{spot}: {reason}") from error
         program = _for_userland(filter, spot, settings)
         _check_in_userland(program, descriptor, spot, source)
-        warnings.warn(f"pcapext filters the {spot}: {error}", AttachWarning, stacklevel=2)
-        return Attachment("pcapext", program, str(error), place, str(spot), identity(descriptor))
+        attachment = Attachment("pcapext", program, reason, place, str(spot), identity(descriptor))
+        warnings.warn(str(attachment), AttachWarning, stacklevel=2)
+        return attachment
     return Attachment("kernel", program, None, place, str(spot), identity(descriptor))
 
 
@@ -349,6 +354,10 @@ def _install(program: Program, descriptor: int, spot: Spot, check: _Check | None
         set_filter(descriptor, _REJECTING)
     try:
         with _in_words(spot, program):
+            if check:
+                check.source.check_until(None, check.matches)
+                check.source.clear_filter()
+                set_filter(descriptor, _REJECTING)
             await_filters()
             if check:
                 check.source.check_until(time.time_ns(), check.matches)
@@ -360,7 +369,7 @@ def _install(program: Program, descriptor: int, spot: Spot, check: _Check | None
     except BaseException as error:
         left = _restore(descriptor, before)
         if check:
-            check.source.check_until(0, _everything)
+            check.source.check_until(time.time_ns(), _nothing if before else _everything)
         if left and isinstance(error, AttachError):
             raise type(error)(f"{error}; {left}") from error
         raise
@@ -415,3 +424,7 @@ def _check_in_userland(program: Program, descriptor: int, spot: Spot, source: So
 
 def _everything(data: bytes, wirelen: int) -> bool:
     return True
+
+
+def _nothing(data: bytes, wirelen: int) -> bool:
+    return False

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pcapext import pcap_bridge
 from pcapext.bpf import MAX_INSTRUCTIONS, MAXIMUM_SNAPLEN, Instruction, Program
-from pcapext.errors import FilterError, ProgramError, Span
+from pcapext.errors import FilterError, PcapextError, ProgramError, Span
 from pcapext.flowkeys import EXTENSION_WORDS
 from pcapext.standard import compile_standard, placed
 
@@ -140,6 +140,27 @@ def for_kernel(program: Program, made_up: bool = False) -> Program:
     keys = program.target == "flowkeys" or bool(program.flow_keys)
     if not keys and not made_up:
         return program
+    instructions = (_compile_again(program, made_up) if keys else None) or _lowered(program, keys, made_up)
+    return Program(instructions, program.linktype, program.snaplen, program.expression, "classic", program.settings)
+
+
+def _compile_again(program: Program, made_up: bool) -> tuple[Instruction, ...] | None:
+    """The classic program of the text that a program with flow keys was compiled from, where that has one walk less: the program has one
+    in it for `outer` or `encap NAME`, and needs another one for its keys. None for others, and where the text gives another program.
+    """
+    if not re.search(r"\b(?:outer|encap)\b", program.expression or ""):
+        return None
+    text, linktype, snaplen, settings = str(program.expression), program.linktype, program.snaplen, program.settings
+    try:
+        if _compile(text, linktype, snaplen, None, True, "flowkeys", settings)[0] != program.instructions:
+            return None
+        return _checked_length(_compile(text, linktype, snaplen, None, True, "classic", settings, live=made_up)[0])
+    except PcapextError:
+        return None
+
+
+def _lowered(program: Program, keys: bool, made_up: bool) -> tuple[Instruction, ...]:
+    """The instructions of a program with the walk written out for its flow keys, and for packets without the made-up header."""
     from pcapext.assemble import assemble
     from pcapext.encapsulation import DEFAULT_SETTINGS, LINK_LAYER_BY_NUMBER
     from pcapext.lift import lift, name_keys
@@ -157,8 +178,7 @@ def for_kernel(program: Program, made_up: bool = False) -> Program:
         cfg = lower_improved(improve(gather(name_keys(cfg))), link_layer, walk, improve)
     if made_up:
         cfg = _relocated(cfg, link_layer)
-    instructions = _checked_length(assemble(finish(cfg)), walk)
-    return Program(instructions, program.linktype, program.snaplen, program.expression, "classic", program.settings)
+    return _checked_length(assemble(finish(cfg)), walk)
 
 
 def _relocated(cfg: Cfg, link_layer: LinkLayer) -> Cfg:

@@ -40,6 +40,8 @@ _COOKED: dict[int, tuple[int, frozenset[tuple[int, int]]]] = {
     113: (16, frozenset({(LD_H_ABS, 0), (LD_H_ABS, 14)})),  # LINUX_SLL: packet type, protocol
     276: (20, frozenset({(LD_H_ABS, 0), (LD_W_ABS, 4), (LD_B_ABS, 10)})),  # LINUX_SLL2: protocol, interface, packet type
 }
+#: The kernel's offsets relative to its own headers begin here (SKF_LL_OFF, SKF_NET_OFF): k is a signed number to it.
+_NEGATIVE = 1 << 31
 _PACKET_LOADS = (LD_W_ABS, LD_H_ABS, LD_B_ABS, LD_W_IND, LD_H_IND, LD_B_IND, LDX_MSH)
 
 
@@ -105,8 +107,10 @@ def cooked_refusal(program: Program) -> str | None:
         return None
     length, words = _COOKED[program.linktype]
     for index, instruction in enumerate(program):
-        if instruction.code not in _PACKET_LOADS or instruction.k >= SKF_AD_OFF or instruction.k >= length:
+        if instruction.code not in _PACKET_LOADS or instruction.k >= SKF_AD_OFF:
             continue
-        if (instruction.code, instruction.k) not in words:
+        if instruction.k < length and (instruction.code, instruction.k) not in words:
             return f"instruction {index}: the kernel has no byte {instruction.k} of the header that libpcap makes up"
+        if instruction.k >= _NEGATIVE:
+            return f"instruction {index}: libpcap moves the negative offset {instruction.k - (1 << 32)}, and its meaning is lost"
     return None

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv6Address
 from socket import AF_INET, AF_INET6
 from typing import Any
 
-from pcapext.errors import LibpcapError
+from pcapext.errors import LibpcapError, printable
 from pcapext.pcap_bridge import ERRBUF_SIZE, libpcap, string
 from pcapext.pcap_live import create, open_live
 
@@ -128,21 +128,23 @@ def _named(device: str) -> Device:
     for found in devices():
         if found.name == device:
             return found
-    raise LibpcapError(f"{device}: No such device exists")
+    raise LibpcapError(f"{printable(device)}: No such device exists")
 
 
 def timestamp_types(device: str) -> tuple[str, ...]:
     """The types of time stamps that an interface has, by libpcap's names, such as "host" and "adapter"; () where there is no choice."""
     ffi, lib = libpcap().ffi, libpcap().lib
-    pcap, found = ffi.gc(create(device), lib.pcap_close), ffi.new("int **")
-    count = lib.pcap_list_tstamp_types(pcap, found)
-    if count < 0:
-        raise LibpcapError(f"{device}: {string(lib.pcap_geterr(pcap))}")
+    pcap, found = create(device), ffi.new("int **")
     try:
-        names = (lib.pcap_tstamp_type_val_to_name(kind) for kind in ffi.unpack(found[0], count)) if count else ()
+        count = lib.pcap_list_tstamp_types(pcap, found)
+        if count < 0:
+            raise LibpcapError(f"{printable(device)}: {string(lib.pcap_geterr(pcap))}")
+        names = [lib.pcap_tstamp_type_val_to_name(found[0][index]) for index in range(count)]
+        lib.pcap_free_tstamp_types(found[0])
         return tuple(string(name) for name in names if name)
     finally:
-        lib.pcap_free_tstamp_types(found[0])
+        lib.pcap_activate(pcap)  # libpcap 1.10.3 leaves a descriptor open of a handle that was not activated
+        lib.pcap_close(pcap)
 
 
 def linktypes(device: str) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ and closing only gives up a reference: what a call still uses is freed when that
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Iterator
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,10 @@ MICRO, NANO = 0, 1
 #: What `pcap_next_ex` returns at the end of a file, and where the loop is to be left (PCAP_ERROR_BREAK).
 END = -2
 _NEXT_PACKET = 1
+
+#: `struct pcap_pkthdr`: seconds, micro- or nanoseconds, bytes captured, length on the wire. Reading it so takes half the time that
+#: cffi's fields take.
+_PKTHDR = struct.Struct("@llII")
 
 #: A packet: its time in ns since 1970, its length on the wire, the bytes captured.
 Packet = tuple[int, int, bytes]
@@ -101,12 +106,11 @@ class Reader(Handle):
                 status: int = self._next_ex(pcap, self._header, self._data)
                 if status != _NEXT_PACKET:
                     return status
-                header = self._header[0]
-                seconds = header.ts.tv_sec
+                seconds, fraction, caplen, wirelen = _PKTHDR.unpack(self._buffer(self._header[0], _PKTHDR.size))
                 if seconds < 0:  # A time after 2038: libpcap takes the 32 bits of the file for a signed number.
                     seconds += 1 << 32
-                time = seconds * 1_000_000_000 + (header.ts.tv_usec & 0xFFFF_FFFF) * self._unit
-                return time, header.len, bytes(self._buffer(self._data[0], header.caplen))
+                time = seconds * 1_000_000_000 + (fraction & 0xFFFF_FFFF) * self._unit
+                return time, wirelen, self._buffer(self._data[0], caplen)[:]
             finally:
                 del pcap  # an exception would keep this frame, and so the handle
 

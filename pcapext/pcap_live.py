@@ -22,7 +22,7 @@ from time import monotonic
 from typing import Any
 
 from pcapext import kernel_filter
-from pcapext.bpf import MAXIMUM_SNAPLEN, Instruction, Program
+from pcapext.bpf import MAXIMUM_SNAPLEN, RET_K, Instruction, Program
 from pcapext.errors import CaptureWarning, LibpcapError, ProgramError, printable
 from pcapext.pcap_bridge import ERRBUF_SIZE, libpcap, linktype_number, string
 from pcapext.pcap_handles import END, MICRO, NANO, Packet, Reader
@@ -143,11 +143,12 @@ class LiveHandle(Reader):
             poll = select.poll()
             poll.register(self._alarm.reader, select.POLLIN)
             poll.register(self.selectable, select.POLLIN)
-            waits = [
-                1000 * seconds for seconds in (self.required_timeout, deadline and max(0, deadline - monotonic())) if seconds is not None
-            ]
-            if any(descriptor == self._alarm.reader for descriptor, _ in poll.poll(min(waits, default=None))):
+            seconds = min(_LONGEST_WAIT if deadline is None else deadline - monotonic(), self.required_timeout or _LONGEST_WAIT)
+            ready = poll.poll(1000 * max(0, seconds))
+            if any(descriptor == self._alarm.reader for descriptor, _ in ready):
                 self._alarm.silence()
+                if self._pcap is None:  # other readers want to know, too
+                    self._alarm.ring()
         finally:
             del pcap
 
@@ -170,6 +171,10 @@ class LiveHandle(Reader):
         self.pcap  # noqa: B018
         with self._lock:
             self._matches, self._checked_until = matches, time_ns
+
+    def clear_filter(self) -> None:
+        """Have libpcap and the kernel let everything through."""
+        self._install(Program((Instruction(RET_K, k=self.snaplen),), self.linktype))
 
     # --- descriptors
 
@@ -245,9 +250,10 @@ class LiveHandle(Reader):
                 raise ProgramError(f"{self.device}: the kernel does not take the program: {reason}")
         with self._lock:
             self._install(made)
+            # It takes the place of all filters before it.
             self.check_until(0, self._matches)
             if in_kernel and kernel_filter.attached_length(self.fileno()) != len(made):
-                raise ProgramError(f"{self.device}: the kernel did not take the program, and libpcap does not say why")
+                raise ProgramError(f"{self.device}: the kernel took the program for a socket of no use, but not here; libpcap filters now")
 
     # --- the rest
 
@@ -263,8 +269,11 @@ class LiveHandle(Reader):
 
         It waits where there is no room for it now, except on a `nonblocking` handle.
         """
+        if not data:
+            raise LibpcapError(f"{self.device}: a frame of 0 bytes cannot be sent")
         while True:
             with self._lock:
+                libpcap().ffi.errno = 0
                 sent = int(libpcap().lib.pcap_inject(self.pcap, data, len(data)))
                 if sent >= 0:
                     return sent
@@ -322,6 +331,9 @@ def open_live(
         _check_range("buffer size", buffer_size, 1, _INT)
     if direction is not None and direction not in _DIRECTIONS:
         raise LibpcapError(f"unknown direction '{printable(direction)}', expected in, out or inout")
+    stamps = None if timestamp_type is None else lib.pcap_tstamp_type_name_to_val(os.fsencode(timestamp_type))
+    if stamps is not None and stamps < 0:
+        raise LibpcapError(f"unknown type of time stamps '{printable(timestamp_type or '')}'")
     pcap = create(device)
     try:
         for setting, value in (
@@ -336,15 +348,12 @@ def open_live(
         nanoseconds = nanoseconds and lib.pcap_set_tstamp_precision(pcap, NANO) == 0
         if not nanoseconds:
             lib.pcap_set_tstamp_precision(pcap, MICRO)
-        if timestamp_type is not None:
-            kind = lib.pcap_tstamp_type_name_to_val(os.fsencode(timestamp_type))
-            if kind < 0:
-                raise LibpcapError(f"unknown type of time stamps '{printable(timestamp_type)}'")
-            if status := lib.pcap_set_tstamp_type(pcap, kind):
-                raise LibpcapError(f"{shown}: {string(lib.pcap_statustostr(status))}")
+        refused = lib.pcap_set_tstamp_type(pcap, stamps) if stamps is not None else 0
         status = lib.pcap_activate(pcap)
         if status < 0:
             raise LibpcapError(f"{shown}: {activation_words(pcap, status)}")
+        if refused:  # told only now, since libpcap 1.10.3 leaves a descriptor open of a handle that was not activated
+            raise LibpcapError(f"{shown}: {string(lib.pcap_statustostr(refused))}")
         if status > 0 and (status != _PROMISCUOUS_NOT_SUPPORTED or promiscuous):
             warnings.warn(f"{shown}: {activation_words(pcap, status)}", CaptureWarning, stacklevel=2)
         handle = LiveHandle(pcap, nanoseconds, device, nonblocking)

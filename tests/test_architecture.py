@@ -2,7 +2,7 @@
 
 Imports point down. A module imports only modules of rows below its own, so no two modules of one row know each other:
 the passes meet in compiler.py alone. An import inside a function is a convenience for the caller and exempt
-(`program.dump()` loads the dump when it is asked for one).
+(`program.dump()` loads the dump when it is asked for one); so is one for type checkers alone, which nothing loads.
 """
 
 from __future__ import annotations
@@ -111,9 +111,13 @@ def imported(module: str) -> Iterator[tuple[str, int]]:
 
 def outside_functions(node: ast.AST) -> Iterator[ast.AST]:
     for child in ast.iter_child_nodes(node):
-        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not is_for_type_checkers(child):
             yield child
             yield from outside_functions(child)
+
+
+def is_for_type_checkers(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def known(target: str) -> str:

@@ -6,12 +6,17 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import packets
 import pytest
 from libpcaps import each_libpcap, no_descriptor_is_left
 
-from pcapext.errors import LibpcapError
+import pcapext
+from pcapext import bpf
+from pcapext.bpf import Instruction
+from pcapext.errors import LibpcapError, ProgramError
 from pcapext.pcap_bridge import libpcap
 from pcapext.pcap_handles import Dumper, open_dead, open_offline
 
@@ -21,6 +26,8 @@ pytestmark = pytest.mark.usefixtures("each_libpcap", "no_descriptor_is_left")
 
 #: A capture of one packet.
 CAPTURE = struct.pack("<IHHiIIIIIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1, 7, 8, 3, 9) + b"abc"
+
+FRAMES = [packet.data for packet in packets.packets(200, 3, linktypes=[packets.EN10MB])]
 
 
 @pytest.fixture
@@ -55,6 +62,104 @@ def test_closing_between_packets(path: Path) -> None:
     handle.close()
     with pytest.raises(LibpcapError, match="the handle is closed"):
         next(packets)
+
+
+def test_contexts(path: Path) -> None:
+    with open_offline(opened(path)) as handle:
+        assert list(handle) == [(7_000_008_000, 9, b"abc")]
+    with pytest.raises(LibpcapError, match="the handle is closed"):
+        handle.error()
+    with open_dead(1, 65535) as dead, Dumper(dead, opened(path, os.O_WRONLY | os.O_TRUNC)) as dumper:
+        dumper.write(7_000_008_000, 9, b"abc")
+    assert path.read_bytes() == CAPTURE
+    with pytest.raises(LibpcapError, match="the dumper is closed"):
+        dumper.flush()
+
+
+def test_closing_while_another_thread_reads() -> None:
+    """It waits for a pipe: what it uses is freed when it is through."""
+    reader, writer = os.pipe()
+    os.write(writer, CAPTURE)
+    handle = open_offline(reader)
+    packets = iter(handle)
+    assert next(packets) == (7_000_008_000, 9, b"abc")
+    words: list[object] = []
+
+    def read() -> None:
+        try:
+            words.extend(packets)
+        except LibpcapError as error:
+            words.append(str(error))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    handle.close()
+    os.write(writer, CAPTURE[24:])
+    os.close(writer)
+    thread.join()
+    assert words[-1] == "the handle is closed"
+    assert words[:-1] in ([], [(7_000_008_000, 9, b"abc")])
+
+
+def test_closing_while_another_thread_writes(path: Path) -> None:
+    dumper = Dumper(open_dead(1, 65535), opened(path, os.O_WRONLY | os.O_TRUNC))
+    started = threading.Event()
+
+    words = []
+
+    def write() -> None:
+        try:
+            while True:
+                dumper.write(7_000_008_000, 9, b"abc")
+                started.set()
+        except LibpcapError as error:
+            words.append(str(error))
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    started.wait()
+    dumper.close()
+    thread.join()
+    assert words == ["the dumper is closed"]
+    records, rest = divmod(len(path.read_bytes()) - 24, len(CAPTURE) - 24)
+    assert records > 0
+    assert rest == 0
+
+
+# --- programs
+
+
+def test_programs(path: Path) -> None:
+    """libpcap filters, and the lengths on the wire are those of the file."""
+    records = b"".join(struct.pack("<IIII", 7, 0, len(frame), 100) + frame for frame in FRAMES)
+    path.write_bytes(CAPTURE[:24] + records)
+    program = pcapext.compile("inner udp or less 20", target="classic")
+    wanted = [frame for frame in FRAMES if program.matches(frame, 100)]
+    assert 0 < len(wanted) < len(FRAMES)
+    with open_offline(opened(path)) as handle:
+        handle.set_program(program)
+        assert [data for _, _, data in handle] == wanted
+    with open_offline(opened(path)) as handle:
+        assert next(iter(handle))[2] == FRAMES[0]
+        handle.set_program([Instruction(bpf.RET_K)])
+        assert list(handle) == []
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        (pcapext.compile("inner udp"), "instruction 0: libpcap has no ancillary word tproto"),
+        ([Instruction(bpf.LD_W_ABS, k=bpf.ANCILLARY[0].k), Instruction(bpf.RET_A)], "libpcap has no ancillary word proto"),
+        (pcapext.compile("ip", linktype="RAW"), "for link type 12, and the handle has link type 1"),
+        ([], "at least one instruction"),
+        ([Instruction(bpf.LD_IMM)], "the last instruction must be a ret"),
+    ],
+)
+def test_programs_that_cannot_be(path: Path, program: list[Instruction], words: str) -> None:
+    with open_offline(opened(path)) as handle:
+        with pytest.raises(ProgramError, match=words):
+            handle.set_program(program)
+        assert len(list(handle)) == 1
 
 
 def test_a_forgotten_handle_is_closed(path: Path) -> None:

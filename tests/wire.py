@@ -12,6 +12,7 @@ one queue takes all frames and none overtakes another: when the marker has come 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import struct
@@ -50,6 +51,8 @@ libc = CDLL(None, use_errno=True)
 CLONE_NEWNET = 0x40000000
 ETH_P_ALL = 0x0003
 SOL_PACKET, PACKET_STATISTICS = 263, 6
+#: include/uapi/linux/if_tun.h
+TUNSETIFF, TUNSETLINK, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x400454CD, 0x0001, 0x1000
 SO_RCVBUFFORCE, SO_GET_FILTER = 33, 26
 BUFFER = 1 << 24
 
@@ -75,16 +78,19 @@ def seen(frame: bytes) -> bytes | None:
 
 
 class Tap:
-    """A packet socket on the receiving interface. `received` are the frames that its program let through since they were taken last."""
+    """A packet socket on the receiving interface, or on all for what comes in. `received` are the frames that its filter let through
+    since they were taken last; those of a SOCK_DGRAM socket begin behind the Ethernet header.
+    """
 
-    def __init__(self, instructions: Sequence[Instruction] | None):
+    def __init__(self, instructions: Sequence[Instruction] | None, kind: int = socket.SOCK_RAW, interface: str | None = "right"):
         # Without a protocol it receives nothing until it is bound.
-        self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        self.socket = socket.socket(socket.AF_PACKET, kind, 0 if interface else socket.htons(ETH_P_ALL))
         self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
         self.socket.setblocking(False)
         if instructions is not None:
             attach(self.socket, instructions)
-        self.socket.bind(("right", ETH_P_ALL))
+        if interface:
+            self.socket.bind((interface, ETH_P_ALL))
         self.received: list[bytes] = []
         self.is_open = True
 
@@ -93,12 +99,12 @@ class Tap:
         marked = False
         while True:
             try:
-                frame = self.socket.recv(1 << 16)
+                frame, (_, _, direction, *_) = self.socket.recvfrom(1 << 16)
             except BlockingIOError:
                 break
-            if frame == MARKER:
+            if frame.endswith(MARKER[14:]):
                 marked = True
-            else:
+            elif direction != socket.PACKET_OUTGOING:
                 self.received.append(frame)
         _, dropped = struct.unpack("@II", self.socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
         assert dropped == 0
@@ -127,7 +133,7 @@ class Wire:
         self._taps: list[Tap] = []
         self.do(self._set_up)
         #: Sees everything.
-        self.control = self.tap(None)
+        self.control: Tap = self.tap(None)
 
     def do(self, function: Callable[..., T], *arguments: object) -> T:
         """Call a function inside of the namespace."""
@@ -140,22 +146,23 @@ class Wire:
         ipv6 = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
         if ipv6.exists():
             ipv6.write_text("1")
-        for command in ("link add left type veth peer name right", "link set left up", "link set right up"):
+        for command in ("link add left type veth peer name right", "link set left up", "link set right up", "link set lo up"):
             subprocess.run(["ip", *command.split()], check=True)
         self._sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._sender.bind(("left", 0))
 
-    def tap(self, instructions: Sequence[Instruction] | None) -> Tap:
-        """A socket on the receiving end that a program filters."""
-        tap = self.do(Tap, instructions)
+    def tap(self, instructions: Sequence[Instruction] | None, kind: int = socket.SOCK_RAW, interface: str | None = "right") -> Tap:
+        """A socket on the receiving end, or on all interfaces, that a program filters."""
+        return self.add(self.do(Tap, instructions, kind, interface))
+
+    def add(self, tap: S) -> S:
+        """Have something else that receives drained when frames were sent."""
         self._taps.append(tap)
         return tap
 
     def any_handle(self, linktype: int, instructions: Sequence[Instruction] | None) -> AnyHandle:
         """libpcap's handle on all interfaces, with a filter set on it."""
-        handle = self.do(AnyHandle, linktype, instructions)
-        self._taps.append(handle)
-        return handle
+        return self.add(self.do(AnyHandle, linktype, instructions))
 
     def send(self, frames: Iterable[bytes]) -> None:
         """Send frames of `SHORTEST` to `LONGEST` bytes. When it returns, every tap has received what it will."""
@@ -163,9 +170,13 @@ class Wire:
         while portion := list(islice(source, PORTION)):
             self.do(self._send, portion)
 
-    def _send(self, frames: Sequence[bytes]) -> None:
-        for frame in (*frames, MARKER):
+    def put(self, frames: Iterable[bytes]) -> None:
+        """Put frames on the wire, inside of the namespace."""
+        for frame in frames:
             assert self._sender.send(frame) == len(frame)
+
+    def _send(self, frames: Sequence[bytes]) -> None:
+        self.put((*frames, MARKER))
         deadline = time.monotonic() + SECONDS
         while not self.control.drain():
             assert time.monotonic() < deadline, "the marker was lost"
@@ -179,6 +190,26 @@ class Wire:
                 tap.close()
         self._sender.close()
         self._inside.shutdown()
+
+
+class Tun:
+    """An interface `tun0` for bare IP packets, or one that claims to be of another ARPHRD type; what is written comes in on it."""
+
+    def __init__(self, hatype: int | None = None) -> None:
+        self._file = os.open("/dev/net/tun", os.O_RDWR)
+        fcntl.ioctl(self._file, TUNSETIFF, struct.pack("=16sH22x", b"tun0", IFF_TUN | IFF_NO_PI))
+        if hatype is not None:
+            fcntl.ioctl(self._file, TUNSETLINK, hatype)
+        subprocess.run(["ip", "link", "set", "tun0", "up"], check=True)
+
+    def write(self, packet: bytes) -> None:
+        assert os.write(self._file, packet) == len(packet)
+
+    def __enter__(self) -> Tun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
 
 
 # ---- libpcap's handle on all interfaces ----
