@@ -87,8 +87,8 @@ def _capture(options: argparse.Namespace, device: str, filter: str | Program, se
                 print(f"pcapext: listening on {shown}", file=sys.stderr, flush=True)
                 try:
                     for batch in capture.batches(options.packets):
-                        output.put(batch)
                         taken += len(batch)
+                        output.put(batch)
                 finally:
                     output.close()
         finally:

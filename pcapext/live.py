@@ -26,6 +26,10 @@ from pcapext.pcap_live import LiveHandle, Stats
 
 #: Packets that are taken at once at most.
 BATCH = 256
+#: A time after all packets: what 64 bits of nanoseconds hold.
+_LAST = (1 << 63) - 1
+#: Seconds between two attempts to read what came in before something went wrong.
+_PAUSE = 0.01
 
 
 class _Ended(Exception):
@@ -34,14 +38,16 @@ class _Ended(Exception):
 
 @dataclass(slots=True, eq=False)
 class _End:
-    """What `stop` asked for: packets stamped up to `time_ns`, which are waited for until `monotonic` is at `deadline`.
+    """What there is still to give: packets stamped up to `time_ns`, which are waited for until `monotonic` is at `deadline`.
 
-    `missed` is whether none was there once already: the first time that may be since reading was interrupted.
+    `missed` is whether none was there once already: the first time that may be since reading was interrupted. `failure` is the error that
+    it ends with, None where `stop` was called.
     """
 
     time_ns: int
     deadline: float
     missed: bool = False
+    failure: LibpcapError | None = None
 
 
 class LiveCapture(AbstractContextManager["LiveCapture"]):
@@ -115,15 +121,20 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
             end.missed = True
             return None
         self._later, self._end = packet, None
-        raise _Ended
+        raise end.failure or _Ended
 
     def _read(self, timeout: float | None) -> Packet | None:
         self._check_open()
         try:
             found = self.handle.read(timeout)
-        except LibpcapError:
+        except LibpcapError as error:
             self._check_open()
-            raise
+            if self._end and self._end.failure:
+                time.sleep(_PAUSE)  # it fails again, and does not wait
+            else:
+                # What came in before is still to be given.
+                self._end = _End(_LAST, monotonic() + (self._delay or 0.0), failure=error)
+            return None
         return Packet(*found, self.linktype) if found else None
 
     # --- reading in a task

@@ -396,7 +396,10 @@ def test_what_the_kernel_does_not_see_is_checked_by_the_handle(wire: Wire) -> No
         wire.send(frames)
         wire.control.take()
         assert len(tap.take(4)) == 4
-    with wire.tap(None, socket.SOCK_DGRAM) as plain, pytest.raises(KernelLacksError, match=r"^packet socket .* on right: the filter reads the link-layer address"):
+    with (
+        wire.tap(None, socket.SOCK_DGRAM) as plain,
+        pytest.raises(KernelLacksError, match=r"^packet socket .* on right: the filter reads the link-layer address"),
+    ):
         wire.do(attach, text, plain.socket)
 
 
