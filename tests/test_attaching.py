@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import platform
+import resource
 import socket
 import struct
 import subprocess
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 
 import bpf_oracles
@@ -42,11 +44,12 @@ ACCEPT, REJECT = (Instruction(bpf.RET_K, k=0xFFFF),), (Instruction(bpf.RET_K, k=
 @pytest.fixture(scope="module")
 def wire() -> Iterator[Wire]:
     wire = Wire()
+    wire.do(subprocess.run, ["ip", "link", "set", "lo", "up"])
     yield wire
     wire.close()
 
 
-@pytest.fixture(scope="module")
+@cache
 def nested() -> list[Packet]:
     """2,000 frames that the kernel takes, tunnels in most of them."""
     return receivable(2250, 2)[:2000]
@@ -75,34 +78,36 @@ KINDS: dict[str, tuple[int, str | None, int]] = {
 }
 
 
-def accepted(template: str, packets: Sequence[Packet], kind: int) -> list[Packet]:
-    """What the rules say that a filter accepts, in its order, as sockets see it."""
-    shown = [as_seen(packet) for packet in packets]
+@cache
+def accepted(template: str, kind: int) -> list[bool]:
+    """What the rules say of each of the nested frames, as sockets see it."""
+    shown = [as_seen(packet) for packet in nested()]
     made = [observed(cooked(packet.data, SLL), SLL) for packet in shown] if kind == socket.SOCK_DGRAM else shown
-    return [packet for packet, packet_made in zip(shown, made, strict=True) if expected(template, packet_made, NETMASK)]
+    return [expected(template, packet, NETMASK) for packet in made]
 
 
 @pytest.mark.parametrize(
     ("kind", "form"),
     [*((kind, "text") for kind in KINDS), *((kind, form) for kind in ("raw", "cooked") for form in ("flowkeys", "classic"))],
 )
-def test_exactly_the_matching_frames_arrive(wire: Wire, nested: list[Packet], kind: str, form: str) -> None:
+def test_exactly_the_matching_frames_arrive(wire: Wire, kind: str, form: str) -> None:
     """Filters in every form on each kind of socket, attached when everything is in its queue."""
     type_, interface, header = KINDS[kind]
     linktype = SLL if type_ == socket.SOCK_DGRAM else 1
-    packets = nested if form == "text" else nested[:300]
+    packets, filters = (nested(), FILTERS) if form == "text" else (nested()[:300], FILTERS[:2])
     with ExitStack() as stack:
-        taps = [stack.enter_context(wire.tap(None, type_, interface)) for _ in FILTERS]
-        wire.do(wire.put, [packet.data for packet in nested[:50]])
-        for template, tap in zip(FILTERS, taps, strict=True):
+        taps = [stack.enter_context(wire.tap(None, type_, interface)) for _ in filters]
+        wire.do(wire.put, [packet.data for packet in nested()[:50]])
+        for template, tap in zip(filters, taps, strict=True):
             text = text_of(template)
             filter = text if form == "text" else compiled(text, linktype, NETMASK, True, form)
             attachment = wire.do(attach, filter, tap.socket)
             assert attachment.where == "kernel"
             assert read_filter(tap.socket.fileno()) == bytes(attachment.program)
         sent(wire, packets)
-        for template, tap in zip(FILTERS, taps, strict=True):
-            wanted = [packet.data[header:] for packet in accepted(template, packets, type_)]
+        for template, tap in zip(filters, taps, strict=True):
+            verdicts = accepted(template, type_)[: len(packets)]
+            wanted = [as_seen(packet).data[header:] for packet, verdict in zip(packets, verdicts, strict=True) if verdict]
             assert tap.take() == wanted, template
             assert 3 <= len(wanted) <= len(packets) - 3
 
@@ -182,12 +187,12 @@ def test_places(wire: Wire, place: str) -> None:
         tap.socket.setblocking(False)
 
 
-def test_snap_length(wire: Wire, nested: list[Packet]) -> None:
+def test_snap_length(wire: Wire) -> None:
     with wire.tap(None) as tap, wire.tap(None, socket.SOCK_DGRAM) as cooked_tap:
         wire.do(lambda: attach("not ether proto 0x88b5", tap.socket, snaplen=20))
         wire.do(lambda: attach("not ether proto 0x88b5", cooked_tap.socket, snaplen=36))
-        sent(wire, nested[:100])
-        shown = [as_seen(packet).data for packet in nested[:100]]
+        sent(wire, nested()[:100])
+        shown = [as_seen(packet).data for packet in nested()[:100]]
         assert tap.take() == [packet[:20] for packet in shown]
         assert cooked_tap.take() == [packet[14:34] for packet in shown]
 
@@ -207,7 +212,7 @@ ip or vlan
 ether proto 0x8100
 """.strip().splitlines()
 
-VLAN_WITH_EXTENSIONS = ["vlan 5 and inner tcp port 80", "not vlan and inner tcp", "vlan and encap vlan 7", "inner tcp port 80 and vlan 5"]
+VLAN_WITH_EXTENSIONS = ["vlan 5 and inner tcp port 80", "not vlan and inner tcp", "vlan and encap vlan 7"]
 
 
 def tagged_frames() -> list[bytes]:
@@ -249,7 +254,6 @@ def test_vlan_with_extensions(wire: Wire) -> None:
         numbers = {text: {number_of(frame) for frame in tap.take()} for text, tap in taps.items()}
     # Even numbers are TCP. Tags as in the table of `tagged_frames`; the walk goes through those that are left.
     assert numbers["vlan 5 and inner tcp port 80"] == {2, 6, 10, 12, 14, 16, 20}
-    assert numbers["inner tcp port 80 and vlan 5"] == {2, 6, 10, 12, 14, 16, 20}
     assert numbers["not vlan and inner tcp"] == {0}
     assert numbers["vlan and encap vlan 7"] == {14, 15, 16, 17, 20, 21}
 
@@ -293,10 +297,11 @@ class LiveTap:
         self.is_open = True
 
     def _open(self, device: str, linktype: int | None, immediate: bool) -> LiveHandle:
-        return open_live(device, snaplen=2048, immediate=immediate, buffer_size=BUFFER, direction="in", linktype=linktype, timeout_ms=10)
+        return open_live(device, snaplen=2048, immediate=immediate, buffer_size=BUFFER, direction="in", linktype=linktype, timeout_ms=50)
 
     def attach(self, text: str) -> Attachment:
-        return self.wire.do(attach, f"ether proto 0x88b5 or ({text})", self.handle)
+        program = compiled(f"ether proto 0x88b5 or ({text})", self.handle.linktype, NETMASK, True, "flowkeys")
+        return self.wire.do(attach, program, self.handle)
 
     def take(self, count: int) -> list[bytes]:
         """What comes of `count` frames that were sent: each portion of them has a marker behind it."""
@@ -322,9 +327,9 @@ class LiveTap:
 @pytest.mark.usefixtures("each_libpcap")
 @pytest.mark.parametrize("immediate", [True, False])
 @pytest.mark.parametrize(("device", "linktype"), [("right", None), ("any", SLL), ("any", SLL2)])
-def test_handles(wire: Wire, nested: list[Packet], device: str, linktype: int | None, immediate: bool) -> None:
+def test_handles(wire: Wire, device: str, linktype: int | None, immediate: bool) -> None:
     """What was captured before is checked when it is read; what comes after is filtered by the kernel; so when the filter is replaced."""
-    packets = [packet for packet in nested[:400] if as_seen(packet) is packet]  # what is delivered is what the filter saw
+    packets = [packet for packet in nested()[:400] if as_seen(packet) is packet]  # what is delivered is what the filter saw
     frames = [packet.data for packet in packets]
     made = [observed(cooked(frame, linktype), linktype) if linktype else observed(frame) for frame in frames]
     with LiveTap(wire, device, linktype, immediate) as tap:
@@ -344,13 +349,13 @@ def test_handles(wire: Wire, nested: list[Packet], device: str, linktype: int | 
 
 
 @pytest.mark.parametrize("immediate", [True, False])
-def test_libpcap_does_not_filter_beside_it(wire: Wire, nested: list[Packet], immediate: bool) -> None:
+def test_libpcap_does_not_filter_beside_it(wire: Wire, immediate: bool) -> None:
     """A filter that libpcap has set, it goes on to run itself on the blocks of the ring that were in use."""
     with LiveTap(wire, "right", None, immediate) as tap:
         wire.do(tap.handle.set_program, compile("inner icmp", target="classic"))
         tap.attach("inner tcp")
-        sent(wire, nested[:300])
-        wanted = [packet for packet in nested[:300] if expected("{inner tcp}", as_seen(packet), NETMASK)]
+        sent(wire, nested()[:300])
+        wanted = [packet for packet in nested()[:300] if expected("{inner tcp}", as_seen(packet), NETMASK)]
         assert len(tap.take(300)) == len(wanted) > 10
 
 
@@ -575,19 +580,19 @@ def test_an_ebpf_filter_is_replaced(wire: Wire) -> None:
 # ---- Errors ----
 
 
-def test_queue_of_a_socket_is_emptied_of_what_a_filter_let_through(wire: Wire, nested: list[Packet]) -> None:
+def test_queue_of_a_socket_is_emptied_of_what_a_filter_let_through(wire: Wire) -> None:
     """Replacing a filter: what matched the old one is not delivered behind the new one."""
     with wire.tap(None) as tap:
         wire.do(attach, "inner tcp", tap.socket)
-        wire.do(wire.put, [packet.data for packet in nested[:100]])
+        wire.do(wire.put, [packet.data for packet in nested()[:100]])
         wire.do(attach, "inner udp", tap.socket)
-        sent(wire, nested[:100])
-        wanted = [packet for packet in nested[:100] if expected("{inner udp}", as_seen(packet), NETMASK)]
+        sent(wire, nested()[:100])
+        wanted = [packet for packet in nested()[:100] if expected("{inner udp}", as_seen(packet), NETMASK)]
         assert tap.take() == [as_seen(packet).data for packet in wanted]
 
 
 OTHER_PLACES: dict[str, tuple[Callable[[], object], str]] = {
-    "a file": (tempfile.TemporaryFile, r"descriptor \d+ is no socket"),
+    "a file": (tempfile.TemporaryFile, r"descriptor \d+: it is no socket"),
     "TCP": (
         socket.socket,
         "socket of AF_INET, SOCK_STREAM: no filter for packets can be attached to it, expected a packet socket or a raw IPv4 socket",
@@ -619,7 +624,7 @@ def closed_socket() -> socket.socket:
     ("filter", "place", "settings", "message"),
     [
         ("tcp", closed_socket, {}, "the place is closed"),
-        ("tcp", lambda: 1_000_000, {}, "descriptor 1000000 is closed"),
+        ("tcp", lambda: 1_000_000, {}, "descriptor 1000000: it is closed"),
         ("tcp", lambda: -1, {}, "the place is closed"),
         ("tcp", lambda: "eth0", {}, "the place is of type str, expected a socket, a descriptor or a handle"),
         ("tcp", lambda: True, {}, "the place is of type bool, expected a socket, a descriptor or a handle"),
@@ -725,7 +730,7 @@ def little_memory(wire: Wire) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("little_memory")
-def test_no_memory(wire: Wire, nested: list[Packet]) -> None:
+def test_no_memory(wire: Wire) -> None:
     """A socket keeps its filter; a handle checks its packets itself, and says so."""
     message = (
         r"packet socket on right: the kernel has no memory for a program of \d+ instructions; "
@@ -739,13 +744,13 @@ def test_no_memory(wire: Wire, nested: list[Packet]) -> None:
             attachment = handle.attach("inner tcp")
         assert attachment.where == "pcapext"
         assert not read_filter(handle.handle.fileno())
-        sent(wire, nested[:200])
-        wanted = [packet for packet in nested[:200] if as_seen(packet) is packet and expected("{inner tcp}", packet, NETMASK)]
+        sent(wire, nested()[:200])
+        wanted = [packet for packet in nested()[:200] if as_seen(packet) is packet and expected("{inner tcp}", packet, NETMASK)]
         taken = handle.take(200)
         assert [packet.data for packet in wanted] == [frame for frame in taken if frame in {packet.data for packet in wanted}]
         # Another one that the kernel takes: now it filters.
         assert wire.do(attach, "ether proto 0x88b5", handle.handle).where == "kernel"
-        sent(wire, nested[:100])
+        sent(wire, nested()[:100])
         assert handle.take(100) == []
 
 
@@ -874,6 +879,29 @@ def test_a_source_on_what_is_no_packet_socket() -> None:
             attachment.detach()
             assert source.told == [None, 0]
             assert source.matches(bytes(60), 60)
+
+
+def test_words_that_only_the_kernel_has() -> None:
+    """Where pcapext filters, a program that asks for the kernel's mark would let nothing through."""
+    program = raw_program(Instruction(bpf.LD_W_ABS, k=0xFFFF_F000 + 20), Instruction(bpf.RET_A))
+    with open("/dev/null") as file:
+        source = Recorder(file.fileno())
+        message = r"^capture: what it reads from is no packet socket; nor can pcapext run it, which has no ancillary word mark$"
+        with pytest.raises(AttachError, match=message):
+            attach(program, source)
+        assert source.told == []
+
+
+def test_too_many_files(wire: Wire) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with wire.tap(ACCEPT) as tap:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (tap.socket.fileno() + 1, limits[1]))
+        try:
+            with pytest.raises(AttachError, match=r"^packet socket on right: Too many open files$"):
+                wire.do(attach, raw_program(*REJECT), tap.socket)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert read_filter(tap.socket.fileno()) == bytes(raw_program(*ACCEPT))
 
 
 def test_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
