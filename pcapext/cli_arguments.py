@@ -117,14 +117,13 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _expression_arguments(added: argparse.ArgumentParser, netmask: str = "0.0.0.0") -> None:
+def _expression_arguments(added: argparse.ArgumentParser, netmask: int | None = 0, shown: str = "0.0.0.0") -> None:
     added.add_argument("expression", nargs="*", metavar="EXPR", help="the filter; its parts are put together with spaces")
     added.add_argument("-F", dest="file", metavar="FILE", help="take the filter from a file, - for standard input, instead")
     # tcpdump's -O stands for none at all. What is asked for last counts.
     added.add_argument("-O", dest="optimize", action="store_const", const=0, default=1, help="do not optimize")
     added.add_argument("-O2", dest="optimize", action="store_const", const=2, help="optimize libpcap's programs further")
-    added.add_argument("--netmask", type=_netmask, metavar="MASK", help=f"the network's, for 'ip broadcast' ({netmask})")
-    added.set_defaults(netmask=0 if netmask == "0.0.0.0" else None)
+    added.add_argument("--netmask", type=_netmask, default=netmask, metavar="MASK", help=f"the network's, for 'ip broadcast' ({shown})")
     settings = added.add_argument_group("settings of the walk through the headers")
     settings.add_argument(
         "--tunnel-port",
@@ -203,7 +202,7 @@ def _capture_arguments(added: argparse.ArgumentParser) -> None:
     settings.add_argument("-j", "--time-stamp-type", dest="timestamp_type", metavar="TYPE", help="one of the types of -J")
     precision = "of times in the file that is written (micro)"
     settings.add_argument("--time-stamp-precision", dest="precision", choices=("micro", "nano"), default="micro", help=precision)
-    _expression_arguments(added, netmask="the interface's")
+    _expression_arguments(added, netmask=None, shown="the interface's")
 
 
 def _keys_arguments(added: argparse.ArgumentParser) -> None:

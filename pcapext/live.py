@@ -50,6 +50,14 @@ class _End:
     failure: LibpcapError | None = None
 
 
+def _sooner(timeout: float | None, end: _End | None) -> float | None:
+    """Seconds to wait: those until the deadline of an end, if that comes first. None stands for ever."""
+    if end is None:
+        return timeout
+    left = max(end.deadline - monotonic(), 0.0)
+    return left if timeout is None else min(left, timeout)
+
+
 class LiveCapture(AbstractContextManager["LiveCapture"]):
     """An open capture on an interface: an iterable of packets, those that its filter accepts. Made by `open_live`.
 
@@ -111,10 +119,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         Raises `_Ended` where all has been given that came in before the capture was stopped.
         """
         end = self._end
-        if end:
-            left = max(end.deadline - monotonic(), 0.0)
-            timeout = left if timeout is None else min(left, timeout)
-        packet, self._later = self._later or self._read(timeout), None
+        packet, self._later = self._later or self._read(_sooner(timeout, end)), None
         if end is None or (packet and packet.timestamp_ns <= end.time_ns):
             return packet
         if packet is None and (not end.missed or monotonic() < end.deadline or end is not self._end):
@@ -181,9 +186,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         self._wake = wake_from_elsewhere
         loop.add_reader(descriptor, wake)
         # Read now that `stop` and `close` wake this task.
-        if end := self._end:
-            left = max(end.deadline - monotonic(), 0.0)
-            timeout = left if timeout is None else min(left, timeout)
+        timeout = _sooner(timeout, self._end)
         timer = loop.call_later(timeout, wake) if timeout is not None else None
         try:
             if not self._is_closed:

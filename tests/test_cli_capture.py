@@ -168,9 +168,7 @@ def unzstd(octets: bytes) -> bytes:
     return bytes(zstd.decompress(octets))
 
 
-@pytest.mark.parametrize(
-    ("name", "unpack"), [("out.pcapng", bytes), ("out.pcap.gz", gzip.decompress), ("out.pcapng.zst", unzstd), ("out.PCAPNG", bytes)]
-)
+@pytest.mark.parametrize(("name", "unpack"), [("out.pcapng", bytes), ("out.pcap.gz", gzip.decompress), ("out.pcapng.zst", unzstd)])
 def test_formats(wire: Wire, tmp_path: Path, name: str, unpack: Callable[[bytes], bytes]) -> None:
     output = tmp_path / name
     captured(wire, "-w", output, "--time-stamp-precision", "nano", "not ether proto 0x88b5", frames=FRAMES[:50])
@@ -311,7 +309,7 @@ def test_a_second_interrupt(wire: Wire, tmp_path: Path) -> None:
 
 
 def test_lines(wire: Wire) -> None:
-    """They are tcpdump's with -q -n: times, addresses and ports; each at once with -l."""
+    """Time, innermost addresses and ports, length; each at once with -l."""
     frame = bytes.fromhex("0200000000020200000000010800" + "4500002800000000401100000a0000010a000002" + "1389003500140000") + b"x" * 12
     with started(wire, "-l", "inner udp port 53") as running:
         assert running.process.stdout
@@ -321,6 +319,12 @@ def test_lines(wire: Wire) -> None:
             assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{6} IP 10\.0\.0\.1\.5001 > 10\.0\.0\.2\.53: udp, length 54\n", line)
         assert running.end(signal.SIGINT) == b""
     assert running.counts() == (2, 2, 0)
+
+
+def test_where_the_kernel_cannot_filter_it_is_said(wire: Wire) -> None:
+    running = captured(wire, "link[4:2] = 6 and udp", device="any")
+    assert running.errors.startswith("pcapext: note: pcapext filters the capture on all interfaces: ")
+    assert 0 < running.counts()[0] < running.counts()[1]
 
 
 def test_a_reader_that_goes(wire: Wire) -> None:

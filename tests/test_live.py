@@ -32,9 +32,11 @@ PATIENCE = 30.0
 
 @pytest.fixture(scope="module")
 def wire() -> Iterator[Wire]:
+    gc.freeze()  # what there is by now need not be looked at by each `descriptors`
     with closing(Wire()) as wire:
         wire.do(subprocess.run, ["ip", "link", "set", "lo", "up"])
         yield wire
+    gc.unfreeze()
 
 
 @contextmanager
@@ -65,6 +67,21 @@ def is_marker(packet: pcapext.Packet) -> bool:
     return MARKER[12:] in packet.data or MARKER[12:].startswith(packet.data[12:])
 
 
+def in_a_thread(function: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
+    """A thread that runs a function, and what came of it."""
+    results: list[object] = []
+
+    def run() -> None:
+        try:
+            results.append(function())
+        except Exception as error:
+            results.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, results
+
+
 # ---- What comes ----
 
 #: Packets that are sent, as they are, and as filters in the kernel see them.
@@ -81,7 +98,7 @@ def as_seen(packet: Packet) -> Packet:
     return packet if data == packet.data else observed(data)
 
 
-@pytest.mark.parametrize("template", TEMPLATES[1::7])
+@pytest.mark.parametrize("template", TEMPLATES[1::9])
 def test_packets_are_those_that_the_rules_accept(wire: Wire, template: str) -> None:
     with opened(wire, "right", text_of(template), netmask=NETMASK) as capture:
         wire.send(packet.data for packet in SENT)
@@ -189,6 +206,34 @@ def test_the_filter_is_replaced(wire: Wire) -> None:
         assert numbers(received(capture)) == list(range(40, 50))
 
 
+def test_filters_are_set_and_replaced_while_frames_flow() -> None:
+    """None ever comes that the filter of the moment does not accept."""
+    with closing(Wire()) as wire:
+        wire.control.close()  # it would have no room for so many
+        flooded(wire)
+
+
+def flooded(wire: Wire) -> None:
+    is_enough = threading.Event()
+
+    def flood() -> None:
+        with wire.do(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0) as sender:
+            sender.bind(("left", 0))
+            while not is_enough.is_set():
+                for port in (80, 81, 82):
+                    sender.send(frame(0, port))
+
+    thread, _ = in_a_thread(flood)
+    try:
+        with opened(wire, "right", "inner udp port 80", direction="in") as capture:
+            for port in (80, 81, 82, 80, 82):
+                capture.attach(f"inner udp port {port}")
+                assert {next(iter(capture)).data[34:36] for _ in range(500)} == {port.to_bytes(2, "big")}
+    finally:
+        is_enough.set()
+        thread.join()
+
+
 def test_what_the_kernel_cannot_filter_is_filtered_and_said(wire: Wire) -> None:
     """The length of the link-layer address is in the header that libpcap makes up, and nowhere in the kernel."""
     with pytest.warns(AttachWarning, match="pcapext filters"):
@@ -200,21 +245,6 @@ def test_what_the_kernel_cannot_filter_is_filtered_and_said(wire: Wire) -> None:
 
 
 # ---- Stopping and closing ----
-
-
-def in_a_thread(function: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
-    """A thread that runs a function, and what came of it."""
-    results: list[object] = []
-
-    def run() -> None:
-        try:
-            results.append(function())
-        except Exception as error:
-            results.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread, results
 
 
 def test_stopped_from_another_thread(wire: Wire) -> None:
@@ -426,9 +456,6 @@ def promiscuity(wire: Wire) -> str:
         ("right", "inner tcp and tcp por 80", {}, FilterError, r"por.*\n +\^"),
         ("right", "ip and arp", {}, FilterError, "rejects all packets"),
         ("right", "inner tcp", {"linktype": "LINUX_SLL"}, LibpcapError, "right: "),
-        ("right", "inner tcp", {"linktype": "nosuch"}, LibpcapError, "unknown link type 'nosuch'"),
-        ("right", None, {"snaplen": 0}, LibpcapError, "snap length 0 is out of range, expected 1 to 262144"),
-        ("right", None, {"direction": "up"}, LibpcapError, "unknown direction 'up', expected in, out or inout"),
         ("right", None, {"timestamp_type": "sundial"}, LibpcapError, "unknown type of time stamps 'sundial'"),
         ("right", "inner tcp", {"max_levels": 99}, pcapext.SettingsError, "max_levels"),
         ("nflog", "tcp or inner tcp", {}, FilterError, r"no extension term on link type NFLOG.*\n  tcp or inner tcp\n +\^{9}"),
