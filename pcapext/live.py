@@ -20,7 +20,7 @@ from pcapext import pcap_live
 from pcapext.attaching import Attachment, attach
 from pcapext.bpf import MAXIMUM_SNAPLEN, Program
 from pcapext.capture import Packet
-from pcapext.errors import CaptureError, LibpcapError
+from pcapext.errors import CaptureError, LibpcapError, PcapextError
 from pcapext.pcap_devices import netmask as netmask_of
 from pcapext.pcap_live import LiveHandle, Stats
 
@@ -103,15 +103,18 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         left, batch = limit, list[Packet]()
         with suppress(_Ended):
             while left != 0:
-                packet = self._next(0.0 if batch else None)
+                try:
+                    packet = self._next(0.0 if batch else None)
+                except (_Ended, PcapextError):
+                    if batch:
+                        yield batch
+                    raise
                 if packet is not None:
                     batch.append(packet)
                     left = left and left - 1
                 if batch and (packet is None or len(batch) == BATCH or left == 0):
                     yield batch
                     batch = []
-        if batch:
-            yield batch
 
     def _next(self, timeout: float | None) -> Packet | None:
         """The next packet, None where none comes within so many seconds (None: for ever) or reading is interrupted.

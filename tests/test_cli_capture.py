@@ -125,6 +125,15 @@ def wait_until(condition: Callable[[], bool]) -> None:
 # ---- What is written ----
 
 
+@pytest.fixture
+def hung_up() -> Iterator[None]:
+    """Terminals may end what is started, even where the tests themselves go on without (nohup)."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hung_up")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_all_is_written(wire: Wire, tmp_path: Path, number: signal.Signals) -> None:
     """What an independent packet socket sees, though the signal comes at once; and the counts."""
@@ -305,6 +314,14 @@ def test_a_second_interrupt(wire: Wire, tmp_path: Path) -> None:
     assert running.status == 130
 
 
+def test_signals_are_as_they_were(tmp_path: Path) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    assert main(["capture", "-i", "lo", "--duration", "0.05", "-w", str(tmp_path / "out.pcap"), "arp"]) == 0
+    assert [signal.getsignal(number) for number in numbers] == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
 # ---- What is printed ----
 
 
@@ -327,8 +344,9 @@ def test_where_the_kernel_cannot_filter_it_is_said(wire: Wire) -> None:
     assert 0 < running.counts()[0] < running.counts()[1]
 
 
-def test_a_reader_that_goes(wire: Wire) -> None:
-    with started(wire, "-l") as running:
+@pytest.mark.parametrize("arguments", [["-l"], ["-U", "-w", "-"]])
+def test_a_reader_that_goes(wire: Wire, arguments: list[str]) -> None:
+    with started(wire, *arguments) as running:
         assert running.process.stdout
         running.process.stdout.close()
         wire.send(FRAMES[:1])
