@@ -12,7 +12,6 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pcapext.bpf import MAXIMUM_SNAPLEN, U32, Program
@@ -23,6 +22,7 @@ from pcapext.outputs import is_pcapng
 from pcapext.records import Batch, Chunk, Input, Portion, open_input
 from pcapext.selection import Filter, Selected, Selector
 from pcapext.sinks import Sink, open_sink
+from pcapext.slotted import dataclass
 
 if TYPE_CHECKING:
     from pcapext.records import Origin

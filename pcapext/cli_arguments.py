@@ -21,19 +21,28 @@ Command = Callable[[argparse.Namespace], int]
 
 #: The largest number in a C int; the longest that a capture may be told to last, in seconds: 31 years.
 _INT, _LONGEST_DURATION = 0x7FFF_FFFF, 10**9
+#: The forms that a program is printed in and read from: `pcapext.dump`'s, and those of `pcapext.elsewhere` and `pcapext.savefile`.
+PRINTED = (*STYLES, "iptables", "tc", "savefile")
+READ = (*STYLES, "savefile")
+_PRINTED_HELP = "; iptables and tc are what these tools take as bytecode; savefile, experimental, is libpcap's draft of a binary format"
 
 
 def parser(commands: Mapping[str, Command], chosen: str | None) -> argparse.ArgumentParser:
     """The parser; `chosen` is the first argument. What it parses has the function as `command`, and `usage_error` to end with."""
-    made = argparse.ArgumentParser(prog="pcapext", description="tcpdump's filters, for the innermost headers of tunnelled packets too")
+    # Each argument that is added is formatted, to see that it can be. With a width of its own, that does not load shutil.
+    narrow = partial(argparse.HelpFormatter, width=80)
+    description = "tcpdump's filters, for the innermost headers of tunnelled packets too"
+    made = argparse.ArgumentParser(prog="pcapext", description=description, formatter_class=narrow)
     made.add_argument("--version", action=_Version, nargs=0, help="print the version, and libpcap's and where it is")
     # Named here, the program is not put together from the help, which would load much.
     added_commands = made.add_subparsers(required=True, metavar="COMMAND", prog="pcapext")
     for name, (summary, add_arguments) in _COMMANDS.items():
-        added = added_commands.add_parser(name, help=summary, description=summary)
+        added = added_commands.add_parser(name, help=summary, description=summary, formatter_class=narrow)
         added.set_defaults(command=commands[name], usage_error=added.error)
         if name == chosen:
             add_arguments(added)
+        added.formatter_class = argparse.HelpFormatter
+    made.formatter_class = argparse.HelpFormatter
     return made
 
 
@@ -144,12 +153,13 @@ def _compile_arguments(added: argparse.ArgumentParser) -> None:
     styles = added.add_mutually_exclusive_group()
     for style, shown in (("d", "as text"), ("dd", "as a C array"), ("ddd", "as decimal numbers")):
         styles.add_argument(f"-{style}", dest="format", action="store_const", const=style, help=f"print it {shown}")
-    styles.add_argument("--format", choices=STYLES, help="print it in this form (d)")
+    styles.add_argument("--format", choices=PRINTED, help=f"print it in this form (d){_PRINTED_HELP}")
     added.set_defaults(format="d")
-    added.add_argument("-y", dest="linktype", type=_linktype, metavar="LINKTYPE", help="link type, libpcap's name or number (EN10MB)")
+    linktype = "link type, libpcap's name or number (EN10MB, for iptables RAW)"
+    added.add_argument("-y", dest="linktype", type=_linktype, metavar="LINKTYPE", help=linktype)
     added.add_argument("-s", dest="snaplen", type=_snaplen, metavar="SNAPLEN", help="bytes to keep of a packet (262144)")
     added.add_argument("-r", dest="read", metavar="FILE", help="take link type and snap length from a capture")
-    added.add_argument("-t", dest="target", default="flowkeys", choices=TARGETS, help="the form of program (flowkeys)")
+    added.add_argument("-t", dest="target", choices=TARGETS, help="the form of program (flowkeys; for iptables, tc and savefile classic)")
     _expression_arguments(added)
 
 
@@ -214,12 +224,14 @@ def _keys_arguments(added: argparse.ArgumentParser) -> None:
 
 def _program_text_arguments(added: argparse.ArgumentParser) -> None:
     added.add_argument("source", nargs="?", default="-", metavar="FILE", help="the program (standard input)")
-    added.add_argument("--input", choices=STYLES, help="the form it is in (what it looks like)")
+    added.add_argument("--input", choices=READ, help="the form it is in (what it looks like)")
 
 
 def _assemble_arguments(added: argparse.ArgumentParser, format: str = "bytecode") -> None:
     _program_text_arguments(added)
-    added.add_argument("--format", choices=STYLES, default=format, help=f"the form to print it in ({format})")
+    added.add_argument("--format", choices=PRINTED, default=format, help=f"the form to print it in ({format}){_PRINTED_HELP}")
+    linktype = "link type that it is for, libpcap's name or number (what it says, or EN10MB)"
+    added.add_argument("-y", dest="linktype", type=_linktype, metavar="LINKTYPE", help=linktype)
 
 
 #: What each command does, and what gives it its arguments.

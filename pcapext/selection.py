@@ -9,7 +9,6 @@ byte order of the file, it is compiled for that order too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,8 @@ from pcapext.engine import STOPPED_WORDS, Matcher, allocate, ffi, lib, matcher_o
 from pcapext.errors import FilterError, ProgramError
 from pcapext.flowkeys import KEY_BY_K
 from pcapext.formats import NATIVE
-from pcapext.records import Batch, Layout
+from pcapext.records import Batch, Chunk, Early, Kept, Layout
+from pcapext.slotted import dataclass, replace
 
 if TYPE_CHECKING:
     from pcapext.encapsulation import WalkSettings
@@ -60,10 +60,27 @@ class Filter:
 
     def matcher(self, linktype: int, layout: Layout) -> Matcher:
         """The filter for packets of a link type in a capture. Raises what `compile` raises."""
-        return self._matcher(linktype, layout.byteorder, is_only=layout.header is not None)
+        return self.matcher_in(linktype, layout.byteorder, is_only=layout.header is not None)
 
-    def _matcher(self, linktype: int, byteorder: str, *, is_only: bool) -> Matcher:
-        """`is_only`: there can be packets of no other link type."""
+    def accepts(self, linktype: int, byteorder: str, data: bytes, wirelen: int | None = None, *, is_only: bool = True) -> bool:
+        """Whether it accepts one packet, as it stands in a capture in byte order "<" or ">". For whoever reads captures in another way.
+
+        `wirelen` None is the length of the packet. `is_only` as for `matcher_in`, which see for errors as well.
+
+        >>> Filter("tcp or len > 1000").accepts(1, "<", bytes(60), 1500)
+        True
+        """
+        matcher, wirelen = self.matcher_in(linktype, byteorder, is_only=is_only), len(data) if wirelen is None else wirelen
+        swapped = byteorder != NATIVE
+        if lib.is_corrected(linktype, swapped):
+            buffer = ffi.new("uint8_t[]", data)
+            record = ffi.new("struct record *", {"end": len(data), "caplen": len(data), "wirelen": wirelen})
+            lib.correct_packets(ffi.new("uint32_t[]", [linktype]), swapped, buffer, record, 1)
+            data, wirelen = bytes(ffi.buffer(buffer)), record.wirelen
+        return matcher.run(data, wirelen) > 0
+
+    def matcher_in(self, linktype: int, byteorder: str, *, is_only: bool) -> Matcher:
+        """The same for packets in a capture in byte order "<" or ">". `is_only`: there can be packets of no other link type."""
         kind = linktype, byteorder if linktype in pcap_bridge.LOOPBACK_LINKTYPES else NATIVE
         with self._lock:  # so that two threads do not do the same work
             if kind not in self.matchers:
@@ -79,7 +96,7 @@ class Filter:
     def check(self) -> None:
         """Raise what is wrong with the filter and was not told, since no packet came to it."""
         if not self.matchers:
-            self._matcher(self.source.linktype if isinstance(self.source, Program) else _ETHERNET, NATIVE, is_only=True)
+            self.matcher_in(self.source.linktype if isinstance(self.source, Program) else _ETHERNET, NATIVE, is_only=True)
         if len(self._rejecting) == len(self.matchers):
             raise self._rejecting[0]
 
@@ -108,6 +125,12 @@ class Selected:
     indexes: Any
     length: int
     packets: int
+
+    def kept(self, with_records: bool) -> Selected:
+        """The same in memory of its own; or only how many packets there are."""
+        length = self.length if with_records else 0
+        memory = Kept(self.batch.chunk, self.batch.first, self.indexes, length)
+        return Selected(Batch(memory, self.batch.layout, 0, length), ffi.new("uint32_t[]", list(range(length))), length, self.packets)
 
     def first(self, packets: int) -> Selected:
         """The same up to and with so many packets."""
@@ -147,6 +170,8 @@ class Selector:
         if self._indexes is None:
             self._indexes = allocate("uint32_t[]", batch.chunk.capacity)
         indexes = self._indexes + batch.first
+        if batch.early and batch.early.indexes is self._indexes and batch.accepted >= 0:
+            return Selected(batch, indexes, batch.accepted, batch.accepted)
         while (packets := self._match(batch, indexes)) == lib.NO_PROGRAM:
             interface = batch.records[self._length[0]].interface
             matcher = self._filter.matcher(batch.layout.interfaces[interface].linktype, batch.layout)
@@ -155,7 +180,16 @@ class Selector:
                 self._counters[interface] = matcher.counters
         if packets == lib.STOPPED:
             raise ProgramError(STOPPED_WORDS)
+        self._ask_early(batch)
         return Selected(batch, indexes, self._length[0], packets)
+
+    def _ask_early(self, batch: Batch) -> None:
+        """Have packets asked when they are found, from the next time on that the chunk is filled. Not where they are corrected first."""
+        chunk, layout = batch.chunk, batch.layout
+        assert isinstance(chunk, Chunk)
+        is_asked = chunk.early is not None and chunk.early.layout is layout
+        if layout.header and layout.corrected is None and not self._is_profiled and not is_asked:
+            chunk.early = Early(layout, self._filter.matcher(layout.header.linktype, layout), self._indexes)
 
     def _match(self, batch: Batch, indexes: Any) -> int:
         found: int = lib.match_records(

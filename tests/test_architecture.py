@@ -25,8 +25,8 @@ ROWS = (
     "__main__",
     "cli",
     "cli_filter cli_capture cli_arguments",
-    "integrations",
     "integrations.*",
+    "integrations",
     "pcapext",
     "summary filtering progress",
     "live",
@@ -60,6 +60,7 @@ ROWS = (
     "pcap_devices",
     "pcap_live",
     "pcap_handles kernel_filter",
+    "elsewhere savefile",
     "engine.walk",
     "machine textforms pcap_bridge engine",
     "engine.build",
@@ -69,6 +70,7 @@ ROWS = (
     "encapsulation",
     "flowkeys layout interned",
     "errors",
+    "slotted",
 )
 
 
