@@ -26,7 +26,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 from pcapext import bpf
@@ -34,6 +33,7 @@ from pcapext.bpf import Ancillary, Instruction, Program
 from pcapext.compiler import compile, compile_live, for_kernel
 from pcapext.errors import AttachError, AttachWarning, KernelLacksError, PcapextError, ProgramError
 from pcapext.flowkeys import KEY_BY_K
+from pcapext.kernel_filter import no_memory
 from pcapext.pcap_bridge import linktype_name
 from pcapext.sockets import Sight, await_filters, drain, identity, read_filter, remove_filter, set_filter, sight
 
@@ -66,8 +66,6 @@ LINKTYPE_BY_HATYPE = {hatype: linktype for linktype, hatypes in HATYPES.items() 
 
 #: A program that rejects everything.
 _REJECTING = bytes(Program((Instruction(bpf.RET_K),)))
-
-_OPTMEM = Path("/proc/sys/net/core/optmem_max")
 
 
 class Source(Protocol):
@@ -405,11 +403,7 @@ def _in_words(spot: object, program: Program) -> Iterator[None]:
     except OSError as error:
         match error.errno:
             case errno.ENOMEM:
-                limit = f"{_OPTMEM.read_text().strip()} bytes" if _OPTMEM.exists() else "of unknown size"
-                raise KernelLacksError(
-                    f"{spot}: the kernel has no memory for a program of {len(program)} instructions; "
-                    f"the limit for a socket is net.core.optmem_max, {limit}"
-                ) from error
+                raise KernelLacksError(f"{spot}: {no_memory(len(program))}") from error
             case errno.EPERM:
                 raise AttachError(f"{spot}: its filter is locked (SO_LOCK_FILTER) and cannot be changed") from error
             case errno.EINVAL:

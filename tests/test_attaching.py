@@ -733,14 +733,14 @@ def little_memory(wire: Wire) -> Iterator[None]:
 def test_no_memory(wire: Wire) -> None:
     """A socket keeps its filter; a handle checks its packets itself, and says so."""
     message = (
-        r"packet socket on right: the kernel has no memory for a program of \d+ instructions; "
+        r"packet socket on right: no memory for \d+ instructions in the kernel; "
         "the limit for a socket is net.core.optmem_max, 4096 bytes"
     )
     with wire.tap(ACCEPT) as tap, pytest.raises(KernelLacksError, match=f"^{message}$"):
         wire.do(attach, "inner tcp", tap.socket)
     with LiveTap(wire, "right", None, True) as handle:
         wire.do(handle.handle.set_program, raw_program(*REJECT))
-        with pytest.warns(AttachWarning, match="^pcapext filters the capture on right: the kernel has no memory"):
+        with pytest.warns(AttachWarning, match="^pcapext filters the capture on right: no memory"):
             attachment = handle.attach("inner tcp")
         assert attachment.where == "pcapext"
         assert not read_filter(handle.handle.fileno())
@@ -768,7 +768,7 @@ def test_no_memory_for_the_second_time(wire: Wire, monkeypatch: pytest.MonkeyPat
     before = (Instruction(bpf.LD_LEN), *ACCEPT)
     monkeypatch.setattr("pcapext.attaching.set_filter", fail)
     with wire.tap(before) as tap:
-        with pytest.raises(KernelLacksError, match=r"no memory for a program of 4 instructions; [^;]*$"):
+        with pytest.raises(KernelLacksError, match=r"no memory for 4 instructions in the kernel; [^;]*$"):
             wire.do(attach, "arp", tap.socket)
         assert read_filter(tap.socket.fileno()) == bytes(raw_program(*before))
         bpf_oracles.attach(tap.socket, REJECT)
