@@ -74,21 +74,25 @@ def _capture(options: argparse.Namespace, device: str, filter: str | Program, se
             attachment = capture.attach(replace(filter, linktype=capture.linktype) if isinstance(filter, Program) else filter, **settings)
         output: _Output
         if options.write is None:
-            output = _Lines(
-                attachment.program.settings if attachment else None, options.flushes or options.flushes_lines or sys.stdout.isatty()
-            )
+            output = _Lines(attachment.program.settings if attachment else None)
+            flushes = options.flushes or options.flushes_lines or sys.stdout.isatty()
         else:
-            made = create(options.write, linktype=capture.linktype, snaplen=capture.snaplen, nanoseconds=capture.nanoseconds, grows=True)
-            output = _File(made, options.flushes)
+            output = _File(
+                create(options.write, linktype=capture.linktype, snaplen=capture.snaplen, nanoseconds=capture.nanoseconds, grows=True)
+            )
+            flushes = options.flushes
         taken = 0
         try:
             with _signals(capture, options.duration):
-                shown = f"{capture.device}, link-type {_shown_linktype(capture.linktype)}, snapshot length {capture.snaplen} bytes"
-                print(f"pcapext: listening on {shown}", file=sys.stderr, flush=True)
                 try:
+                    output.flush()  # a file is a capture from the beginning
+                    shown = f"{capture.device}, link-type {_shown_linktype(capture.linktype)}, snapshot length {capture.snaplen} bytes"
+                    print(f"pcapext: listening on {shown}", file=sys.stderr, flush=True)
                     for batch in capture.batches(options.packets):
                         taken += len(batch)
                         output.put(batch)
+                        if flushes:
+                            output.flush()
                 finally:
                     output.close()
         finally:
@@ -101,37 +105,39 @@ def _capture(options: argparse.Namespace, device: str, filter: str | Program, se
 class _Output(Protocol):
     def put(self, batch: list[Packet]) -> None: ...
 
+    def flush(self) -> None:
+        """Hand what was put to the system."""
+
     def close(self) -> None:
         """Complete it: there was the last packet, or something went wrong."""
 
 
 class _Lines:
-    def __init__(self, settings: WalkSettings | None, flushes: bool) -> None:
+    def __init__(self, settings: WalkSettings | None) -> None:
         from pcapext.summary import summarize
 
         self._line = lambda packet: f"{summarize(packet, settings)}\n"
-        self._flushes = flushes
 
     def put(self, batch: list[Packet]) -> None:
         sys.stdout.write("".join(map(self._line, batch)))
-        if self._flushes:
-            sys.stdout.flush()
+
+    def flush(self) -> None:
+        sys.stdout.flush()
 
     def close(self) -> None:
         """What is in a buffer is written when the program ends."""
 
 
 class _File:
-    def __init__(self, writer: Writer, flushes: bool) -> None:
+    def __init__(self, writer: Writer) -> None:
         self._writer = writer
-        self._flushes = flushes
-        writer.flush()  # so that it is a capture from the beginning
 
     def put(self, batch: list[Packet]) -> None:
         for packet in batch:
             self._writer.write(packet)
-        if self._flushes:
-            self._writer.flush()
+
+    def flush(self) -> None:
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
