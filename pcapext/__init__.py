@@ -31,6 +31,7 @@ __all__ = [
     "FilterError",
     "Instruction",
     "LibpcapError",
+    "LiveCapture",
     "Packet",
     "PcapextError",
     "Program",
@@ -42,6 +43,7 @@ __all__ = [
     "compile",
     "count",
     "filter_file",
+    "open_live",
     "open_offline",
     "read_program",
 ]
@@ -52,11 +54,13 @@ __version__ = "0.1.0"
 _LAZY = {
     "Attachment": "pcapext.attaching",
     "CSource": "pcapext.csource",
+    "LiveCapture": "pcapext.live",
     "Packet": "pcapext.capture",
     "WalkSettings": "pcapext.encapsulation",
     "attach": "pcapext.attaching",
     "count": "pcapext.filtering",
     "filter_file": "pcapext.filtering",
+    "open_live": "pcapext.live",
     "open_offline": "pcapext.capture",
     "read_program": "pcapext.textforms",
 }

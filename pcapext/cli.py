@@ -1,4 +1,4 @@
-"""The command line: `pcapext compile | filter | keys | assemble | disassemble | check`.
+"""The command line: `pcapext compile | filter | capture | keys | assemble | disassemble | check`.
 
 In:  arguments, files, standard input.
 Out: results on standard output, all else on standard error; exit status 0, 1 for an error, 2 for wrong usage.
@@ -171,13 +171,21 @@ def _chosen_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _filter_for(options: argparse.Namespace, expression: str | None = None) -> Filter:
-    """The filter of an expression, or of the arguments: of theirs, or the one given with --program, whose settings flags replace."""
+    """The filter of an expression, or of the arguments."""
     from pcapext.selection import Filter
 
+    source, settings = _filter_source(options, expression)
+    return Filter(source, adapt=True, **settings)
+
+
+def _filter_source(options: argparse.Namespace, expression: str | None = None) -> tuple[str | Program, dict[str, Any]]:
+    """An expression, unless told that of the arguments, and what to compile it with; or the program given with --program, whose
+    settings flags replace.
+    """
     settings = _chosen_settings(options)
     if options.program is None:
         chosen = _expression(options) if expression is None else expression
-        return Filter(chosen, netmask=options.netmask, optimize=options.optimize, **settings)
+        return chosen, {"netmask": options.netmask, "optimize": options.optimize, **settings}
     if options.expression or options.file is not None:
         options.usage_error("argument --program: not allowed with a filter")
     from pcapext.slotted import replace
@@ -187,7 +195,7 @@ def _filter_for(options: argparse.Namespace, expression: str | None = None) -> F
         from pcapext.encapsulation import WalkSettings
 
         program = replace(program, settings=WalkSettings(**settings))
-    return Filter(program, adapt=True)
+    return program, {}
 
 
 def _read_program(path: str, form: str | None = None) -> Program:
@@ -204,7 +212,7 @@ def _read_program(path: str, form: str | None = None) -> Program:
         raise ProgramError(f"{_name(path)}: {error}") from None
 
 
-# --- filter, keys
+# --- filter, capture, keys
 
 
 def _filter(options: argparse.Namespace) -> int:
@@ -213,6 +221,14 @@ def _filter(options: argparse.Namespace) -> int:
     from pcapext.cli_filter import run_filter
 
     return run_filter(options, partial(_filter_for, options))
+
+
+def _capture(options: argparse.Namespace) -> int:
+    from functools import partial
+
+    from pcapext.cli_capture import run_capture
+
+    return run_capture(options, partial(_filter_source, options))
 
 
 def _keys(options: argparse.Namespace) -> int:
@@ -266,6 +282,7 @@ def _check(options: argparse.Namespace) -> int:
 _COMMANDS: dict[str, Command] = {
     "compile": _compile,
     "filter": _filter,
+    "capture": _capture,
     "keys": _keys,
     "assemble": _assemble,
     "disassemble": _assemble,

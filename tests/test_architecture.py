@@ -24,11 +24,12 @@ ROWS = (
     # What a user calls.
     "__main__",
     "cli",
-    "cli_filter cli_arguments",
+    "cli_filter cli_capture cli_arguments",
     "integrations.*",
     "integrations",
     "pcapext",
     "summary filtering progress",
+    "live",
     "attaching",
     # Captures, with filters.
     "capture workers",
