@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pcapext import pcap_bridge
 from pcapext.bpf import MAX_INSTRUCTIONS, MAXIMUM_SNAPLEN, Instruction, Program
@@ -21,15 +21,69 @@ from pcapext.flowkeys import EXTENSION_WORDS
 from pcapext.standard import compile_standard, placed
 
 if TYPE_CHECKING:
+    from pcapext.cfg import Cfg
+    from pcapext.ebpf import EbpfProgram
     from pcapext.encapsulation import WalkSettings
 
-#: The forms of program that `compile` makes (DESIGN.md 2).
-TARGETS = ("flowkeys", "classic")
+#: The forms of program that `compile` makes (DESIGN.md 2), those of classic BPF and all of them.
+CLASSIC_TARGETS = ("flowkeys", "classic")
+TARGETS = (*CLASSIC_TARGETS, "ebpf")
+
+#: How many levels an eBPF program walks unless told. A loop walks them: more of them take no more instructions.
+EBPF_LEVELS = 16
 
 #: libpcap's words, and ours, for a filter that can accept no packet.
 REJECTS_ALL = "expression rejects all packets"
 
 
+@overload
+def compile(
+    expression: str,
+    *,
+    linktype: str | int = ...,
+    snaplen: int = ...,
+    netmask: int | None = ...,
+    optimize: bool | int = ...,
+    target: Literal["flowkeys", "classic"] = ...,
+    tunnel_ports: Mapping[str, Iterable[int]] | None = ...,
+    max_levels: int | None = ...,
+    vlan_tags: int | None = ...,
+    mpls_labels: int | None = ...,
+    extension_headers: int | None = ...,
+    gtpu_extensions: int | None = ...,
+) -> Program: ...
+@overload
+def compile(
+    expression: str,
+    *,
+    linktype: str | int = ...,
+    snaplen: int = ...,
+    netmask: int | None = ...,
+    optimize: bool | int = ...,
+    target: Literal["ebpf"],
+    tunnel_ports: Mapping[str, Iterable[int]] | None = ...,
+    max_levels: int | None = ...,
+    vlan_tags: int | None = ...,
+    mpls_labels: int | None = ...,
+    extension_headers: int | None = ...,
+    gtpu_extensions: int | None = ...,
+) -> EbpfProgram: ...
+@overload
+def compile(
+    expression: str,
+    *,
+    linktype: str | int = ...,
+    snaplen: int = ...,
+    netmask: int | None = ...,
+    optimize: bool | int = ...,
+    target: str,
+    tunnel_ports: Mapping[str, Iterable[int]] | None = ...,
+    max_levels: int | None = ...,
+    vlan_tags: int | None = ...,
+    mpls_labels: int | None = ...,
+    extension_headers: int | None = ...,
+    gtpu_extensions: int | None = ...,
+) -> Program | EbpfProgram: ...
 def compile(
     expression: str,
     *,
@@ -44,13 +98,13 @@ def compile(
     mpls_labels: int | None = None,
     extension_headers: int | None = None,
     gtpu_extensions: int | None = None,
-) -> Program:
+) -> Program | EbpfProgram:
     """Compile a filter.
 
     `linktype` is a name of libpcap's or a DLT number; `snaplen` the number of bytes that an accepted packet is cut to;
     `netmask` the network's, for `ip broadcast`, None if it is not known. `target` is "flowkeys", a short program that loads flow
-    keys, or "classic", a long one that runs on every kernel and libpcap; a filter without extension terms is always "classic".
-    An empty expression accepts everything.
+    keys, or "classic", a long one that runs on every kernel and libpcap; a filter without extension terms is always "classic" where it
+    is not "ebpf": an `EbpfProgram`, which the Linux kernel runs, with the walk as a loop. An empty expression accepts everything.
 
     `optimize` says how much: 0 or False, 1 or True, or 2. 1 and 2 differ for filters without extension terms alone: 1 gives
     libpcap's own program, as its optimizer leaves it; 2 gives one with the same verdicts that often executes fewer instructions.
@@ -62,7 +116,7 @@ def compile(
 
     The others are settings of the walk through the headers (LANGUAGE.md 5), kept in the program; None is the usual value. `tunnel_ports`
     has UDP ports by the name of the tunnel: tunnels that it does not name keep theirs, an empty list turns one off.
-    `max_levels` (4), 1 to 16, is how many levels are walked; `vlan_tags` (3), `mpls_labels` (6), `extension_headers` (4) and
+    `max_levels` (4, for "ebpf" 16), 1 to 16, is how many levels are walked; `vlan_tags` (3), `mpls_labels` (6), `extension_headers` (4) and
     `gtpu_extensions` (2), each 0 to 16, are how many of these are walked in a level.
 
     Raises `FilterError`, which shows the place, for an expression without a program, `SettingsError` for a setting that is unknown or
@@ -78,6 +132,8 @@ def compile(
     (28, 25)
     """
     number = pcap_bridge.linktype_number(linktype)
+    if target == "ebpf" and max_levels is None:
+        max_levels = EBPF_LEVELS
     settings = settings_of(
         tunnel_ports=tunnel_ports,
         max_levels=max_levels,
@@ -86,6 +142,9 @@ def compile(
         extension_headers=extension_headers,
         gtpu_extensions=gtpu_extensions,
     )
+    if target == "ebpf":
+        assert settings is not None
+        return _compile_ebpf(expression, number, snaplen, netmask, optimize, settings)
     instructions, made_for, walk = _compile(expression, number, snaplen, netmask, optimize, target, settings, None)
     return Program(_checked_length(instructions, walk), number, snaplen, expression, made_for, settings)
 
@@ -117,13 +176,17 @@ def _compile(
     byteorder: str | None,
 ) -> tuple[tuple[Instruction, ...], str, WalkSettings | None]:
     """The instructions, their target, and the settings of the walk if it is among them. `byteorder`: of the file, None outside of files."""
-    if optimize not in (0, 1, 2):
-        raise FilterError(f"optimize is {optimize!r}, expected 0, 1 or 2")
+    _check_optimize(optimize)
     if target not in TARGETS:
-        raise FilterError(f"unknown target '{target}', expected {' or '.join(TARGETS)}")
+        raise FilterError(f"unknown target '{target}', expected {', '.join(TARGETS[:-1])} or {TARGETS[-1]}")
     if _may_extend(expression):
         return _compile_extended(expression, linktype, snaplen, netmask, optimize, target, settings, byteorder)
     return compile_standard(expression, linktype, snaplen, netmask, optimize, byteorder), "classic", None
+
+
+def _check_optimize(optimize: int) -> None:
+    if optimize not in (0, 1, 2):
+        raise FilterError(f"optimize is {optimize!r}, expected 0, 1 or 2")
 
 
 def settings_of(**given: Any) -> WalkSettings | None:
@@ -162,23 +225,50 @@ def _compile_extended(
 ) -> tuple[tuple[Instruction, ...], str, WalkSettings | None]:
     # Imported here: a standard expression needs neither our parser nor our passes.
     from pcapext.assemble import assemble
-    from pcapext.cfg import REJECT
-    from pcapext.codegen import generate
-    from pcapext.encapsulation import DEFAULT_SETTINGS, LINK_LAYER_BY_NUMBER, LINK_LAYERS
-    from pcapext.lift import lift
-    from pcapext.locate import standard_terms
+    from pcapext.encapsulation import DEFAULT_SETTINGS, LINK_LAYER_BY_NUMBER
     from pcapext.lower import lower, lower_in_place
-    from pcapext.mark import mark
     from pcapext.optimize import finish, improve
     from pcapext.optimize.gather import gather
-    from pcapext.parser import parse
     from pcapext.prepare import lower_improved
+
+    cfg = _graph(expression, linktype, snaplen, netmask, optimize, byteorder, keeps_made_up=target != "classic")
+    if cfg is None:
+        return compile_standard(expression, linktype, snaplen, netmask, optimize, byteorder), "classic", None
+    link_layer = LINK_LAYER_BY_NUMBER[linktype]
+    walk = settings or DEFAULT_SETTINGS
+    if optimize and target == "classic":
+        lowered = lower_improved(cfg, link_layer, walk, improve)
+    else:
+        lowered = (lower if target == "classic" else lower_in_place)(cfg, link_layer, walk)
+        if lowered is not cfg:
+            # Not left to `optimize`: what `lower` makes is meant for the passes, and too long for any kernel without them.
+            lowered = improve(lowered if optimize else gather(lowered))
+    walks = lowered is not cfg
+    return assemble(finish(lowered) if optimize or walks else lowered), target, walk if walks else None
+
+
+def _graph(
+    expression: str, linktype: int, snaplen: int, netmask: int | None, optimize: int, byteorder: str | None, *, keeps_made_up: bool
+) -> Cfg | None:
+    """The graph of a filter with extension terms, which reads flow keys; None for another filter.
+
+    `keeps_made_up`: the packets have the header that libpcap makes up where the kernel has none.
+    """
+    from pcapext.cfg import REJECT
+    from pcapext.codegen import generate
+    from pcapext.encapsulation import LINK_LAYER_BY_NUMBER, LINK_LAYERS
+    from pcapext.lift import lift
+    from pcapext.locate import standard_terms
+    from pcapext.mark import mark
+    from pcapext.optimize import improve
+    from pcapext.optimize.gather import gather
+    from pcapext.parser import parse
     from pcapext.resolve import resolve
 
     tree = parse(expression)
     extensions = resolve(expression, tree, netmask=netmask)
     if not extensions:
-        return compile_standard(expression, linktype, snaplen, netmask, optimize, byteorder), "classic", None
+        return None
     if linktype not in LINK_LAYER_BY_NUMBER:
         names = ", ".join(row.name for row in LINK_LAYERS)
         shown = pcap_bridge.linktype_name(linktype) or linktype
@@ -193,19 +283,40 @@ def _compile_extended(
     except ProgramError:
         span = next(span for span, term in standard_terms(tree, expression) if "protochain" in term)
         raise FilterError("'protochain' makes a loop, and a filter with extension terms cannot have one", expression, span) from None
-    link_layer = LINK_LAYER_BY_NUMBER[linktype]
-    cfg = generate(graph, marked, link_layer.made_up if target == "classic" else 0)
+    cfg = generate(graph, marked, 0 if keeps_made_up else LINK_LAYER_BY_NUMBER[linktype].made_up)
     if optimize:
         cfg = improve(gather(cfg))
         if cfg.blocks[cfg.entry] == REJECT:
             raise FilterError(REJECTS_ALL, expression, Span(0, len(expression)))
-    walk = settings or DEFAULT_SETTINGS
-    if optimize and target == "classic":
-        lowered = lower_improved(cfg, link_layer, walk, improve)
-    else:
-        lowered = (lower if target == "classic" else lower_in_place)(cfg, link_layer, walk)
-        if lowered is not cfg:
-            # Not left to `optimize`: what `lower` makes is meant for the passes, and too long for any kernel without them.
-            lowered = improve(lowered if optimize else gather(lowered))
-    walks = lowered is not cfg
-    return assemble(finish(lowered) if optimize or walks else lowered), target, walk if walks else None
+    return cfg
+
+
+def _compile_ebpf(
+    expression: str, linktype: int, snaplen: int, netmask: int | None, optimize: int, settings: WalkSettings
+) -> EbpfProgram:
+    from pcapext.ebpf import EbpfProgram
+    from pcapext.ebpf_select import select
+    from pcapext.encapsulation import LINK_LAYER_BY_NUMBER
+    from pcapext.lift import lift
+    from pcapext.optimize import finish, improve
+    from pcapext.optimize.gather import gather
+    from pcapext.plain import needs_walk, plain_first
+
+    _check_optimize(optimize)
+    link_layer = LINK_LAYER_BY_NUMBER.get(linktype)
+    cfg = None
+    if _may_extend(expression):
+        cfg = _graph(expression, linktype, snaplen, netmask, optimize, None, keeps_made_up=False)
+    if cfg is None:
+        try:
+            cfg = lift(compile_standard(expression, linktype, snaplen, netmask, optimize))
+        except ProgramError:
+            raise FilterError("'protochain' makes a loop, and an eBPF program cannot have it", expression) from None
+        cfg = improve(gather(cfg)) if optimize else cfg
+    walks = any(map(needs_walk, cfg.blocks.values()))
+    if optimize:
+        if walks:
+            assert link_layer is not None
+            cfg = improve(plain_first(cfg, link_layer))
+        cfg = finish(cfg)
+    return EbpfProgram(select(cfg, link_layer, settings), linktype, snaplen, expression, settings if walks else None)
