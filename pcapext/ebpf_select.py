@@ -123,6 +123,16 @@ class _Raw:
     load: Load
 
 
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """How much of the packet's begin is brought to the stack, how far behind a multiple of 8, before which block, and where it can be read."""
+
+    size: int
+    skew: int
+    node: Node | None
+    blocks: frozenset[Node]
+
+
 class _Selector:
     """Writes one program."""
 
@@ -145,8 +155,8 @@ class _Selector:
         self.homes = self.homes_of(every)
         self.needs_length = any(isinstance(part, Length) for part in every)
         self.nodes = list(self.reached())
-        self.window_bytes, self.window_node, self.in_window = self.choose_window()
-        self.window = self.room(self.window_bytes)
+        self.window = self.choose_window()
+        self.window_place = self.room(self.window.size + self.window.skew) + self.window.skew
         #: What r0 holds at the end of each block, and where the instruction at hand stands.
         self.behind: dict[Node, Value | _Raw | None] = {}
         self.in_r0: Value | _Raw | None = None
@@ -169,8 +179,8 @@ class _Selector:
             self.to.label(self.place(node))
             held = {self.behind[source] for source in sources.get(node, [])}
             self.in_r0 = held.pop() if len(held) == 1 else None
-            self.has_window = node in self.in_window
-            if node == self.window_node:
+            self.has_window = node in self.window.blocks
+            if node == self.window.node:
                 self.bring_window()
             self.block(node, following)
             self.behind[node] = self.in_r0
@@ -240,20 +250,22 @@ class _Selector:
                 known[target] = min(known.get(target, there), there)
         return known
 
-    def choose_window(self) -> tuple[int, Node | None, frozenset[Node]]:
-        """How many bytes to bring to the stack, at the begin of which block, and where they are there from then on."""
-        best: tuple[int, Node | None, frozenset[Node]] = (0, None, frozenset())
+    def choose_window(self) -> _Window:
+        """The window that most loads can be read in."""
+        best = _Window(0, 0, None, frozenset())
         most = _FEWEST - 1
         known = self.known_bytes()
         for node in [node for node in self.nodes if known[node]][:_PLACES]:
             behind = self.only_through(node)
-            ends = []
-            for inside in behind:
-                if not self.calls(inside):
-                    every = [part for value in self.cfg.blocks[inside[0]].values for part in parts(value) if isinstance(part, Load)]
-                    ends += [end for load in every if (end := self.end_in_packet(load)) and end <= min(known[node], _FARTHEST)]
-            if len(ends) > most:
-                most, best = len(ends), (max(ends), node, behind)
+            blocks = [self.cfg.blocks[label] for label, walked in behind if not self.calls((label, walked))]
+            every = [part for block in blocks for value in block.values for part in parts(value) if isinstance(part, Load)]
+            ends = [(end, load.size) for load in every if (end := self.end_in_packet(load)) and end <= min(known[node], _FARTHEST)]
+            # A load from the stack must be aligned, and what is behind an Ethernet header is aligned where that is not.
+            skew, inside = max(
+                ((skew, [end for end, size in ends if (end + skew) % size == 0]) for skew in range(4)), key=lambda found: len(found[1])
+            )
+            if len(inside) > most:
+                most, best = len(inside), _Window(max(inside), skew, node, behind)
         return best
 
     def only_through(self, node: Node) -> frozenset[Node]:
@@ -274,7 +286,7 @@ class _Selector:
     def is_in_window(self, load: Load) -> bool:
         """Whether a load can be read in the window."""
         end = self.end_in_packet(load)
-        return self.has_window and end is not None and end <= self.window_bytes
+        return self.has_window and end is not None and end <= self.window.size and (end + self.window.skew) % load.size == 0
 
     def bring_window(self) -> None:
         """Bring the begin of the packet, which is known to be there, to the stack."""
@@ -282,8 +294,8 @@ class _Selector:
         to.move(R1, R6)
         to.move(R2, 0)
         to.move(R3, R10)
-        to.compute(R3, "+=", self.window)
-        to.move(R4, self.window_bytes)
+        to.compute(R3, "+=", self.window_place)
+        to.move(R4, self.window.size)
         to.call(ebpf.LOAD_BYTES)
         to.jump(R0, "!=", 0, "reject")
         self.in_r0 = None
@@ -358,7 +370,7 @@ class _Selector:
                 1 < size and number < 1 << 8 * size and self.is_in_window(load) and self.in_r0 != load
             ):
                 if self.in_r0 != _Raw(load):
-                    self.to.load(R0, size, R10, self.window + offset - self.made_up)
+                    self.to.load(R0, size, R10, self.window_place + offset - self.made_up)
                     self.in_r0 = _Raw(load)
                 return R0, as_in_packet(number, size)
         return self.operands(test.left, test.right)
@@ -465,7 +477,7 @@ class _Selector:
                     )
                 self.word(word)
             case Const(offset) if self.is_in_window(load):
-                to.load(R0, load.size, R10, self.window + offset - self.made_up)
+                to.load(R0, load.size, R10, self.window_place + offset - self.made_up)
                 to.from_network(R0, load.size)
             case Const(offset) if offset <= LONGEST_PACKET:
                 to.load_packet(load.size, None, offset - self.made_up)
