@@ -17,7 +17,7 @@ import pcapext
 from benchmarks import BENCHMARKS
 from benchmarks.frames import NAMES, frames
 from pcapext import FilterError, Program
-from pcapext.compiler import TARGETS
+from pcapext.compiler import CLASSIC_TARGETS, Classic
 from pcapext.flowkeys import EXTENSION_WORDS
 from pcapext.machine import run
 
@@ -127,7 +127,7 @@ def line(name: str, program: Program, packets: Mapping[str, bytes]) -> str:
     return f"{name:<32} {len(program):>6}{executed}".rstrip()
 
 
-def compiled(name: str, expression: str, linktype: str, target: str = "flowkeys") -> str:
+def compiled(name: str, expression: str, linktype: str, target: Classic = "flowkeys") -> str:
     """The line of the program of an expression, or of the reason why it has none."""
     try:
         return line(name, pcapext.compile(expression, linktype=linktype, target=target), frames(linktype))
@@ -135,7 +135,7 @@ def compiled(name: str, expression: str, linktype: str, target: str = "flowkeys"
         return f"{name:<32} {error.message}"
 
 
-def block(linktype: str, expression: str, targets: tuple[str, ...] = TARGETS) -> str:
+def block(linktype: str, expression: str, targets: tuple[Classic, ...] = CLASSIC_TARGETS) -> str:
     """The lines of an expression: for each target, and for libpcap's program of the plain terms."""
     lines = [expression, *(compiled(f"  {target}", expression, linktype, target) for target in targets)]
     asked = plain(expression)

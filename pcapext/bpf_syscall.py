@@ -92,10 +92,8 @@ def attach_descriptor(sock: int, program: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class TestRun:
+class KernelRun:
     """What a loaded program did with a packet: what it returned, how many nanoseconds a run took, the context as it left it."""
-
-    __test__ = False  # not a test case, whatever pytest thinks of the name
 
     value: int
     nanoseconds: int
@@ -106,7 +104,7 @@ class TestRun:
 _CONTEXT_SIZE = 192
 
 
-def test_run(program: int, packet: bytes, repeat: int = 1, protocol: int = 0) -> TestRun:
+def run_in_kernel(program: int, packet: bytes, repeat: int = 1, protocol: int = 0) -> KernelRun:
     """Run a loaded program on bytes that it sees from the first to the last, so many times (BPF_PROG_TEST_RUN).
 
     `protocol` is the EtherType that the context has of the packet.
@@ -123,10 +121,7 @@ def test_run(program: int, packet: bytes, repeat: int = 1, protocol: int = 0) ->
     if result < 0:
         raise LoadError(f"the program cannot be run on {len(packet)} bytes: {os.strerror(error)}")
     value, nanoseconds = struct.unpack_from("=I", attributes, 4)[0], struct.unpack_from("=I", attributes, 36)[0]
-    return TestRun(value, nanoseconds, context.raw)
-
-
-test_run.__test__ = False  # type: ignore[attr-defined]
+    return KernelRun(value, nanoseconds, context.raw)
 
 
 def _bpf(command: int, attributes: bytes) -> tuple[int, int, bytes]:
@@ -152,10 +147,7 @@ def _load_message(error: int, log: str) -> str:
         case errno.ENOSYS:
             return "this kernel has no eBPF: it lacks bpf(2)"
         case errno.EPERM | errno.EACCES if not lines or "CAP_" in log:
-            return (
-                "no permission to load an eBPF program: it takes CAP_BPF, before Linux 5.8 CAP_SYS_ADMIN"
-                f"{_unprivileged()}{shown}"
-            )
+            return f"no permission to load an eBPF program: it takes CAP_BPF, before Linux 5.8 CAP_SYS_ADMIN{_unprivileged()}{shown}"
         case errno.EINVAL if not lines:
             return "this kernel does not take eBPF programs of this kind: it is too old"
     if "unknown opcode e5" in log or "invalid BPF_JMP opcode" in log:

@@ -22,7 +22,11 @@ from pcapext.compiler import compile
 from pcapext.errors import PcapextError, ProgramError, SettingsError, printable
 
 if TYPE_CHECKING:
+    from pcapext.ebpf import EbpfProgram
     from pcapext.selection import Filter
+
+#: The forms of text that an eBPF program has.
+EBPF_FORMATS = ("d", "c")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,8 +82,16 @@ def _compile(options: argparse.Namespace) -> int:
     if options.snaplen is not None:
         snaplen = options.snaplen
     program = _filter_program(options, linktype, snaplen, _chosen_settings(options))
+    if options.format == "raw":
+        sys.stdout.flush()
+        sys.stdout.buffer.write(bytes(program))
+        return 0
+    if program.target == "ebpf" and options.format not in EBPF_FORMATS:
+        options.usage_error(
+            f"argument --format: {options.format} is for classic BPF; with -t ebpf there are {', '.join(EBPF_FORMATS)}, raw"
+        )
     print(program.dump(options.format), end="")
-    if program.flow_keys:
+    if isinstance(program, Program) and program.flow_keys:
         words = ", ".join(f"[{key}]" for key in program.flow_keys)
         print(f"pcapext: note: a stock kernel refuses {words}; {_RUN_ANYWHERE}", file=sys.stderr)
     return 0
@@ -122,9 +134,9 @@ def _chosen_settings(options: argparse.Namespace) -> dict[str, Any]:
     return chosen
 
 
-def _filter_program(options: argparse.Namespace, linktype: str | int, snaplen: int, settings: dict[str, Any]) -> Program:
+def _filter_program(options: argparse.Namespace, linktype: str | int, snaplen: int, settings: dict[str, Any]) -> Program | EbpfProgram:
     """The program of the expression."""
-    return compile(
+    program: Program | EbpfProgram = compile(
         _expression(options),
         linktype=linktype,
         snaplen=snaplen,
@@ -133,6 +145,7 @@ def _filter_program(options: argparse.Namespace, linktype: str | int, snaplen: i
         target=options.target,
         **settings,
     )
+    return program
 
 
 def _filter_for(options: argparse.Namespace, expression: str | None = None) -> Filter:

@@ -131,7 +131,7 @@ def _compile_arguments(added: argparse.ArgumentParser) -> None:
     styles = added.add_mutually_exclusive_group()
     for style, shown in (("d", "as text"), ("dd", "as a C array"), ("ddd", "as decimal numbers")):
         styles.add_argument(f"-{style}", dest="format", action="store_const", const=style, help=f"print it {shown}")
-    styles.add_argument("--format", choices=STYLES, help="print it in this form (d)")
+    styles.add_argument("--format", choices=(*STYLES, "raw"), help="print it in this form (d); raw: the kernel's structs, as bytes")
     added.set_defaults(format="d")
     added.add_argument("-y", dest="linktype", type=_linktype, metavar="LINKTYPE", help="link type, libpcap's name or number (EN10MB)")
     added.add_argument("-s", dest="snaplen", type=_snaplen, metavar="SNAPLEN", help="bytes to keep of a packet (262144)")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from pcapext import pcap_bridge
 from pcapext.bpf import MAX_INSTRUCTIONS, MAXIMUM_SNAPLEN, Instruction, Program
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from pcapext.encapsulation import WalkSettings
 
 #: The forms of program that `compile` makes (DESIGN.md 2), those of classic BPF and all of them.
-CLASSIC_TARGETS = ("flowkeys", "classic")
+Classic: TypeAlias = Literal["flowkeys", "classic"]
+CLASSIC_TARGETS: tuple[Classic, ...] = ("flowkeys", "classic")
 TARGETS = (*CLASSIC_TARGETS, "ebpf")
 
 #: How many levels an eBPF program walks unless told. A loop walks them: more of them take no more instructions.
@@ -44,7 +45,7 @@ def compile(
     snaplen: int = ...,
     netmask: int | None = ...,
     optimize: bool | int = ...,
-    target: Literal["flowkeys", "classic"] = ...,
+    target: Classic = ...,
     tunnel_ports: Mapping[str, Iterable[int]] | None = ...,
     max_levels: int | None = ...,
     vlan_tags: int | None = ...,
@@ -291,9 +292,7 @@ def _graph(
     return cfg
 
 
-def _compile_ebpf(
-    expression: str, linktype: int, snaplen: int, netmask: int | None, optimize: int, settings: WalkSettings
-) -> EbpfProgram:
+def _compile_ebpf(expression: str, linktype: int, snaplen: int, netmask: int | None, optimize: int, settings: WalkSettings) -> EbpfProgram:
     from pcapext.ebpf import EbpfProgram
     from pcapext.ebpf_select import select
     from pcapext.encapsulation import LINK_LAYER_BY_NUMBER

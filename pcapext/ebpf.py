@@ -34,8 +34,32 @@ _SIZE_WORDS = {0x00: "u32", 0x08: "u16", 0x10: "u8", 0x18: "u64"}
 MEM, ABS, IND = 0x60, 0x20, 0x40
 
 #: Arithmetic and jumps by the operator that the verifier shows, with the high four bits of the opcode.
-ARITHMETIC = {"+=": 0x00, "-=": 0x10, "*=": 0x20, "/=": 0x30, "|=": 0x40, "&=": 0x50, "<<=": 0x60, ">>=": 0x70, "%=": 0x90, "^=": 0xA0, "=": 0xB0}
-COMPARISONS = {"==": 0x10, ">": 0x20, ">=": 0x30, "&": 0x40, "!=": 0x50, "s>": 0x60, "s>=": 0x70, "<": 0xA0, "<=": 0xB0, "s<": 0xC0, "s<=": 0xD0}
+ARITHMETIC = {
+    "+=": 0x00,
+    "-=": 0x10,
+    "*=": 0x20,
+    "/=": 0x30,
+    "|=": 0x40,
+    "&=": 0x50,
+    "<<=": 0x60,
+    ">>=": 0x70,
+    "%=": 0x90,
+    "^=": 0xA0,
+    "=": 0xB0,
+}
+COMPARISONS = {
+    "==": 0x10,
+    ">": 0x20,
+    ">=": 0x30,
+    "&": 0x40,
+    "!=": 0x50,
+    "s>": 0x60,
+    "s>=": 0x70,
+    "<": 0xA0,
+    "<=": 0xB0,
+    "s<": 0xC0,
+    "s<=": 0xD0,
+}
 _ARITHMETIC_WORDS = {code: word for word, code in ARITHMETIC.items()}
 _COMPARISON_WORDS = {code: word for word, code in COMPARISONS.items()}
 JA, CALL, EXIT = 0x00 | JMP, 0x80 | JMP, 0x90 | JMP
@@ -135,10 +159,10 @@ class EbpfInstruction:
 class EbpfProgram(Sequence[EbpfInstruction]):
     """An eBPF socket filter: a sequence of `EbpfInstruction`, with what it was made from.
 
-    `linktype`, `snaplen` and `expression` are those of `pcapext.Program`. `settings` are those of the walk, all of them, None where there is
-    no walk. The program returns how many bytes of the packet to keep, 0 to reject it. It sees what the kernel has: of the link types
+    `linktype`, `snaplen` and `expression` are those of `pcapext.Program`. `settings` are those of the walk, all of them, None where there
+    is no walk. The program returns how many bytes of the packet to keep, 0 to reject it. It sees what the kernel has: of the link types
     LINUX_SLL and LINUX_SLL2 the packet from its network header on. `bytes(program)` is an array of `struct bpf_insn` in host byte
-    order.
+    order. `pcapext.bpf_syscall` loads it.
 
     >>> accept = EbpfProgram((EbpfInstruction(ALU64 | ARITHMETIC["="], imm=64), EbpfInstruction(EXIT)))
     >>> print(accept.dump(), end="")

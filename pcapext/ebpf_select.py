@@ -125,7 +125,7 @@ class _Raw:
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """How much of the packet's begin is brought to the stack, how far behind a multiple of 8, before which block, and where it can be read."""
+    """How much of the packet's begin is brought to the stack, how far behind a multiple of 8, before which block, and where it is then."""
 
     size: int
     skew: int
@@ -367,7 +367,7 @@ class _Selector:
         """The operands of a test. A number that stands in the window is compared as it stands there."""
         match test:
             case Test(Comparison.EQ | Comparison.SET, Load(size, Const(offset)) as load, Const(number)) if (
-                1 < size and number < 1 << 8 * size and self.is_in_window(load) and self.in_r0 != load
+                size > 1 and number < 1 << 8 * size and self.is_in_window(load) and self.in_r0 != load
             ):
                 if self.in_r0 != _Raw(load):
                     self.to.load(R0, size, R10, self.window_place + offset - self.made_up)

@@ -66,7 +66,10 @@ class Findings:
     def __init__(self, wanted: Sequence[Key | Passed]):
         inner = sorted({value.name for value in wanted if isinstance(value, Key) and not value.outer})
         outer = sorted({value.name for value in wanted if isinstance(value, Key) and value.outer})
-        asked = sorted({value for value in wanted if isinstance(value, Passed)}, key=lambda value: (value.name, -1 if value.identifier is None else value.identifier))
+        asked = sorted(
+            {value for value in wanted if isinstance(value, Passed)},
+            key=lambda value: (value.name, -1 if value.identifier is None else value.identifier),
+        )
         if len(asked) > self._MOST:
             raise FilterError(f"{len(asked)} different 'encap' terms, and an eBPF program has room for {self._MOST}")
         # Each number has 8 bytes, the second half of which is its place: the verifier remembers nothing of it.

@@ -6,7 +6,7 @@ Out: the instructions with every jump a distance, none of which leads to the nex
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 from pcapext import ebpf
@@ -101,7 +101,8 @@ class Writer:
 
     def leads_on_to(self) -> tuple[Label, ...]:
         """The labels that the last jumps lead to, of which one may as well follow: that of the `goto`, and of a jump before it."""
-        *_, before, last = [None, None, *self._items]
+        last = self._items[-1] if self._items else None
+        before = self._items[-2] if len(self._items) > 1 else None
         if not isinstance(last, _Jump) or not last.is_goto:
             return ()
         return (last.target, before.target) if isinstance(before, _Jump) and before.negated else (last.target,)

@@ -20,7 +20,6 @@ from pcapext.cfg import (
     Cfg,
     Comparison,
     Const,
-    Goto,
     Key,
     Label,
     Length,

@@ -37,8 +37,8 @@ ROWS = (
     # The passes: one form of an expression or a program to the next.
     "standard",
     "optimize prove",
-    "prepare",
-    "resolve mark codegen lift combine lower optimize.* assemble ebpf",
+    "prepare ebpf_select",
+    "resolve mark codegen lift combine lower optimize.* assemble plain ebpf_walk",
     "unroll registers",
     "unroll.levels",
     "unroll.tunnels",
@@ -57,9 +57,9 @@ ROWS = (
     "compression",
     "pcap_handles",
     "engine.walk",
-    "machine textforms pcap_bridge engine",
+    "machine textforms pcap_bridge engine bpf_syscall ebpf_writer",
     "engine.build",
-    "dump bpfasm dissect cfg formats _libpcap_cffi",
+    "dump bpfasm dissect cfg ebpf formats _libpcap_cffi",
     # What all speak of.
     "bpf headers",
     "encapsulation",

@@ -15,7 +15,7 @@ from tshark import keys_by_tshark
 
 from benchmarks.counts import EXPRESSIONS, GOLDEN, block, heading, plain
 from benchmarks.frames import NAMES, frames
-from pcapext.compiler import TARGETS
+from pcapext.compiler import CLASSIC_TARGETS
 
 ALL = [(linktype, expression) for linktype, text in EXPRESSIONS.items() for expression in text.splitlines()]
 #: Classic programs take long to compile.
@@ -64,7 +64,7 @@ def test_verdicts_that_are_recorded_agree(linktype: str, expression: str) -> Non
     def verdicts(line: str) -> list[bool]:
         return [column.endswith("+") for column in line.split()[2:]]
 
-    flowkeys, classic = (of_target(target, recorded()[linktype, expression])[0] for target in TARGETS)
+    flowkeys, classic = (of_target(target, recorded()[linktype, expression])[0] for target in CLASSIC_TARGETS)
     assert verdicts(flowkeys) == verdicts(classic)
 
 
