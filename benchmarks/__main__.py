@@ -13,7 +13,8 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from random import Random
 
-import benchmarks.files  # noqa: F401  (registers its benchmarks)
+import benchmarks.files
+import benchmarks.kernel  # noqa: F401  (these register their benchmarks)
 import pcapext
 from benchmarks import BENCHMARKS, EXTENDED, LINKTYPE, PCAPEXT, PLAIN, PYTHON, SNAPLEN, Contestants, benchmark, process
 from benchmarks.counts import counting

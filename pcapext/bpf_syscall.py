@@ -45,27 +45,30 @@ def load(program: EbpfProgram) -> int:
     Raises `LoadError` where the kernel does not take it: it has no eBPF or one that is too old, the process may not, or the verifier
     refuses the program, whose log the error has then.
     """
-    code = ctypes.create_string_buffer(bytes(program))
-    licence = ctypes.create_string_buffer(b"GPL")
-
-    def attempt(log_size: int) -> tuple[int, int, str]:
-        log = ctypes.create_string_buffer(max(log_size, 1))
-        place = ctypes.addressof(log) if log_size else 0
-        head = struct.pack("=IIQQ", _SOCKET_FILTER, len(program), ctypes.addressof(code), ctypes.addressof(licence))
-        made, error, _ = _bpf(_PROG_LOAD, head + struct.pack("=IIQII", bool(log_size), log_size, place, 0, 0))
-        return made, error, log.value.decode(errors="replace")
-
-    made, error, log = attempt(0)
+    made, error, log = _load(program, 0)
     size = _LOG
     while made < 0 and error not in (errno.ENOSYS, errno.ENOMEM):
-        # Once more for the log. There is none where the program is taken.
-        made, again, log = attempt(size)
-        if again != errno.ENOSPC or size >= _LONGEST_LOG:
+        # Once more for the log: with one, a load takes longer.
+        again, reason, log = _load(program, size)
+        if again >= 0:
+            return again
+        if reason != errno.ENOSPC or size >= _LONGEST_LOG:
             break
         size *= 4
     if made < 0:
         raise LoadError(_load_message(error, log), log)
     return made
+
+
+def _load(program: EbpfProgram, log_size: int, level: int = 1) -> tuple[int, int, str]:
+    """Ask the kernel to load a program: the descriptor or a negative number, the error, and the verifier's log."""
+    code = ctypes.create_string_buffer(bytes(program))
+    licence = ctypes.create_string_buffer(b"GPL")
+    log = ctypes.create_string_buffer(max(log_size, 1))
+    place = ctypes.addressof(log) if log_size else 0
+    head = struct.pack("=IIQQ", _SOCKET_FILTER, len(program), ctypes.addressof(code), ctypes.addressof(licence))
+    made, error, _ = _bpf(_PROG_LOAD, head + struct.pack("=IIQII", level if log_size else 0, log_size, place, 0, 0))
+    return made, error, log.value.decode(errors="replace")
 
 
 def attach_descriptor(sock: int, program: int) -> None:
@@ -104,19 +107,20 @@ class KernelRun:
 _CONTEXT_SIZE = 192
 
 
-def run_in_kernel(program: int, packet: bytes, repeat: int = 1, protocol: int = 0) -> KernelRun:
+def run_in_kernel(program: int, packet: bytes, repeat: int = 1, protocol: int = 0, mark: int = 0) -> KernelRun:
     """Run a loaded program on bytes that it sees from the first to the last, so many times (BPF_PROG_TEST_RUN).
 
-    `protocol` is the EtherType that the context has of the packet.
+    `protocol` and `mark` are the EtherType and the mark that the context has of the packet.
 
     Raises `LoadError` where the kernel does not do so: it takes no packet of 0 bytes, and none that is longer than a page.
     """
     # The kernel takes an Ethernet header off, for its EtherType, and shows a socket filter what stands behind it.
     frame = bytes(12) + protocol.to_bytes(2, "big") + packet
     data = ctypes.create_string_buffer(frame, len(frame))
+    given = ctypes.create_string_buffer(struct.pack("=8xI", mark).ljust(_CONTEXT_SIZE, b"\0"), _CONTEXT_SIZE)
     context = ctypes.create_string_buffer(_CONTEXT_SIZE)
     sizes = struct.pack("=IIII", program, 0, len(data), 0)
-    contexts = struct.pack("=IIQQ", 0, len(context), 0, ctypes.addressof(context))
+    contexts = struct.pack("=IIQQ", len(given), len(context), ctypes.addressof(given), ctypes.addressof(context))
     result, error, attributes = _bpf(_PROG_TEST_RUN, sizes + struct.pack("=QQII", ctypes.addressof(data), 0, repeat, 0) + contexts)
     if result < 0:
         raise LoadError(f"the program cannot be run on {len(packet)} bytes: {os.strerror(error)}")

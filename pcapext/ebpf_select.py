@@ -8,8 +8,9 @@ Out: the instructions of a socket filter with the graph's verdicts.
 
 Each block has two versions as in lower.py: one for the ways on which the walk has not run, one for those on which it has. The first
 version of a block that reads what a walk tells is a call of the walk, which goes on at the second. So the walk runs at most once on any
-way, only where it is needed, and no flag says whether it ran. The second versions at most double the program, and the kernel takes a
-million instructions.
+way, only where it is needed, and no flag says whether it ran. Where several blocks are the first to read that, they share one call, since
+the verifier looks at the walk anew for each: a number on the stack says where to go on. The second versions at most double the
+program, and the kernel takes a million instructions.
 
 A load is an instruction that ends the program where the packet is too short. Each is a call inside of the kernel, and takes as long as
 twenty other instructions. So where a test has told that the packet has so many bytes, and several loads at constant offsets within
@@ -57,6 +58,9 @@ from pcapext.ebpf_writer import NEGATED, R0, R1, R2, R3, R4, R6, R7, R8, R9, R10
 from pcapext.encapsulation import LinkLayer, WalkSettings
 from pcapext.errors import FilterError
 from pcapext.plain import needs_walk
+
+#: The call of the walk.
+_CALL = "call"
 
 #: A block, and whether the walk has run.
 Node = tuple[Label, bool]
@@ -155,6 +159,9 @@ class _Selector:
         self.homes = self.homes_of(every)
         self.needs_length = any(isinstance(part, Length) for part in every)
         self.nodes = list(self.reached())
+        self.callers = [node for node in self.nodes if self.calls(node)]
+        #: In the second half of 8 bytes: the verifier, which remembers what stands in the first, shall not know the number.
+        self.resume = self.room(8) + 4 if len(self.callers) > 1 else 0
         self.window = self.choose_window()
         self.window_place = self.room(self.window.size + self.window.skew) + self.window.skew
         #: What r0 holds at the end of each block, and where the instruction at hand stands.
@@ -306,15 +313,11 @@ class _Selector:
         label, walked = node
         to = self.to
         if self.calls(node):
-            if self.counting:
-                to.load(R1, 4, R6, _CB)
-                to.compute(R1, "+=", 1)
-                to.store(4, R6, _CB, R1)
-            to.move(R1, R6)
-            to.move(R2, R10)
-            to.compute(R2, "+=", self.found)
-            to.call_function(WALK)
-            to.goto(self.place((label, True)))
+            if len(self.callers) > 1:
+                to.store(4, R10, self.resume, self.callers.index(node))
+            to.goto(_CALL)
+            if node == self.callers[-1]:
+                self.call_walk()
             self.in_r0 = None
             return
         block = self.cfg.blocks[label]
@@ -330,6 +333,24 @@ class _Selector:
                 to.exit()
             case Leave():
                 raise AssertionError("a part of a graph has no program")
+
+    def call_walk(self) -> None:
+        """The call of the walk, and on to the second version of the block that it is for."""
+        to = self.to
+        to.label(_CALL)
+        if self.counting:
+            to.load(R1, 4, R6, _CB)
+            to.compute(R1, "+=", 1)
+            to.store(4, R6, _CB, R1)
+        to.move(R1, R6)
+        to.move(R2, R10)
+        to.compute(R2, "+=", self.found)
+        to.call_function(WALK)
+        if len(self.callers) > 1:
+            to.load(R0, 4, R10, self.resume)
+        for index, (label, _) in enumerate(self.callers[:-1]):
+            to.jump(R0, "==", index, self.place((label, True)))
+        to.goto(self.place((self.callers[-1][0], True)))
 
     def assign(self, local: Local, value: Value) -> None:
         if local == VOID:

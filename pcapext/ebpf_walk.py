@@ -51,6 +51,9 @@ _PLACE, _END, _LEVELS, _COUNTS, _LEFT, _WINDOW, _PENDING = -4, -12, -13, -20, -3
 #: The bytes of a header that are looked at.
 _WINDOW_BYTES = 16
 
+#: The numbers of which the verifier may know which are 0.
+_FEW = 3
+
 _NEXT, _DONE, _ENTER, _FRAME, _BEGIN, _COMMIT = "next", "done", "enter", "frame", "begin", "commit"
 
 
@@ -291,6 +294,18 @@ class _Walk:
             if name in self.findings.inner:
                 self.to.store(4, R9, self.findings.inner[name], value)
 
+    def zero(self) -> Register | int:
+        """What is to be stored as 0.
+
+        The verifier remembers a 0, and tells states apart by which numbers are 0. Where many numbers are wanted it gets one that it does
+        not know: the high half of the place where the packet ends, in r1.
+        """
+        if len(self.findings.inner) + len(self.findings.words) <= _FEW:
+            return 0
+        self.to.load(R1, 4, R10, _END)
+        self.to.compute(R1, ">>=", 16)
+        return R1
+
     def passed(self, row: Encapsulation, base: int, at: Register, places: Sequence[int]) -> None:
         """Set the bits for a header in the window: in numbers at `at`, at `places` for the words of the findings in their order."""
         for word, place in zip(self.findings.words, places, strict=True):
@@ -353,12 +368,6 @@ class _Walk:
         lhoff = 0 if link.is_ethernet else NO_ETHERNET - (1 << 32)
         self.to.move(R6, R1)
         self.to.move(R9, R2)
-        for name, place in self.findings.inner.items():
-            self.to.store(4, R9, place, lhoff if name == "lhoff" else 0)
-        for place in self.findings.words:
-            self.to.store(4, R9, place, 0)
-        for place in self.pending_places:
-            self.to.store(4, R10, place, 0)
         for place in range(_WINDOW, _WINDOW + _WINDOW_BYTES, 8):
             self.to.store(8, R10, place, 0)
         self.to.store(1, R10, _LEVELS, self.levels)
@@ -371,6 +380,13 @@ class _Walk:
         self.to.move(R1, table.WALKED_BYTES)
         self.to.label(short)
         self.to.store(4, R10, _END, R1)
+        zero = self.zero()
+        for name, place in self.findings.inner.items():
+            self.to.store(4, R9, place, lhoff if lhoff and name == "lhoff" else zero)
+        for place in self.findings.words:
+            self.to.store(4, R9, place, zero)
+        for place in self.pending_places:
+            self.to.store(4, R10, place, zero)
         match link.next:
             case ByEtherType() if link.is_ethernet:
                 self.to.move(R7, 0)
@@ -499,13 +515,14 @@ class _Walk:
             self.to.compute(R1, "-=", R2)
             self.put(R1, "depth")
         self.put(R4, "lhoff")
-        self.put(0, "tproto", "thoff", "poff")
+        zero = self.zero()
+        self.put(zero, "tproto", "thoff", "poff")
         for word, waiting in zip(self.findings.words, self.pending_places, strict=True):
-            self.to.load(R1, 4, R10, waiting)
+            self.to.load(R3, 4, R10, waiting)
             self.to.load(R2, 4, R9, word)
-            self.to.compute(R2, "|=", R1)
+            self.to.compute(R2, "|=", R3)
             self.to.store(4, R9, word, R2)
-            self.to.store(4, R10, waiting, 0)
+            self.to.store(4, R10, waiting, zero)
         bounds = dict(self.settings.bounds)
         numbers = bytes(bounds[name] for name in self.counts).ljust(4, b"\0")
         self.to.store(4, R10, _COUNTS, _signed(numbers))
