@@ -387,6 +387,10 @@ class _Walk:
             self.to.store(4, R9, place, zero)
         for place in self.pending_places:
             self.to.store(4, R10, place, zero)
+        if self.copies_outer:
+            # The verifier does not see that they are written in every case. Without CAP_PERFMON it lets nobody read what may not be.
+            for place in self.findings.outer.values():
+                self.to.store(4, R9, place, zero)
         match link.next:
             case ByEtherType() if link.is_ethernet:
                 self.to.move(R7, 0)

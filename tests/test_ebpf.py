@@ -299,6 +299,32 @@ def test_the_verifiers_log() -> None:
     assert pickle.loads(pickle.dumps(caught.value)).log == caught.value.log
 
 
+#: Loads programs, and prints what the kernel says of those that it does not take.
+LOADING = """
+import sys
+from pcapext import compile
+from pcapext.bpf_syscall import load
+from pcapext.errors import LoadError
+for expression in sys.argv[1:]:
+    for optimize in (0, 1):
+        try:
+            load(compile(expression, target="ebpf", optimize=optimize))
+        except LoadError as error:
+            print(expression, error)
+"""
+
+
+@pytest.mark.root
+@pytest.mark.kernel
+@pytest.mark.tools("setpriv")
+def test_the_least_capability() -> None:
+    """CAP_BPF alone: the verifier is stricter where it is not joined by CAP_PERFMON."""
+    templates = [*TEMPLATES[::4], *STANDARD, "{encap gre 7} or {outer ip6}", '"{outer thoff} - {outer nhoff} > 20" and {inner tcp}']
+    command = ["setpriv", "--bounding-set=-all,+bpf", sys.executable, "-c", LOADING, *map(text_of, templates)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 @pytest.mark.root
 @pytest.mark.kernel
 def test_without_permission() -> None:
