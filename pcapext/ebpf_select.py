@@ -53,7 +53,8 @@ from pcapext.cfg import (
     parts,
 )
 from pcapext.ebpf import EbpfInstruction
-from pcapext.ebpf_walk import LENGTH_OF_PACKET, PROTOCOL_OF_PACKET, WALK, Findings, as_in_packet, write_walk
+from pcapext.ebpf_walk import LENGTH_OF_PACKET, WALK, Findings, as_in_packet, write_walk
+from pcapext.ebpf_words import CB, made_up_word, write_word
 from pcapext.ebpf_writer import NEGATED, R0, R1, R2, R3, R4, R6, R7, R8, R9, R10, Register, Writer
 from pcapext.encapsulation import LinkLayer, WalkSettings
 from pcapext.errors import FilterError
@@ -83,30 +84,6 @@ _OPERATORS = {
     Operator.XOR: "^=",
     Operator.LSH: "<<=",
     Operator.RSH: ">>=",
-}
-
-#: Ancillary words by name, and the field of the context with the same number (struct __sk_buff); 2 bytes where they stand as in a packet.
-_PKT_TYPE, _MARK, _QUEUE, _VLAN_PRESENT, _VLAN_TCI, _VLAN_PROTOCOL, _IFINDEX, _CB, _HASH = 4, 8, 12, 20, 24, 28, 40, 48, 68
-_WORDS = {
-    "proto": (PROTOCOL_OF_PACKET, 2),
-    "type": (_PKT_TYPE, 0),
-    "ifidx": (_IFINDEX, 0),
-    "mark": (_MARK, 0),
-    "queue": (_QUEUE, 0),
-    "rxhash": (_HASH, 0),
-    "vlan_tci": (_VLAN_TCI, 0),
-    "vlanp": (_VLAN_PRESENT, 0),
-    "vlan_tpid": (_VLAN_PROTOCOL, 2),
-}
-_CALLS = {"cpu": ebpf.PROCESSOR, "random": ebpf.RANDOM}
-
-#: What stands in the header that libpcap makes up, by link type, offset and size (pcap/sll.h): ancillary words.
-_MADE_UP = {
-    (113, 0, 2): "type",
-    (113, 14, 2): "proto",
-    (276, 0, 2): "proto",
-    (276, 4, 4): "ifidx",
-    (276, 10, 1): "type",
 }
 
 
@@ -339,9 +316,9 @@ class _Selector:
         to = self.to
         to.label(_CALL)
         if self.counting:
-            to.load(R1, 4, R6, _CB)
+            to.load(R1, 4, R6, CB)
             to.compute(R1, "+=", 1)
-            to.store(4, R6, _CB, R1)
+            to.store(4, R6, CB, R1)
         to.move(R1, R6)
         to.move(R2, R10)
         to.compute(R2, "+=", self.found)
@@ -478,8 +455,8 @@ class _Selector:
                 to.compute(R0, ">>=", bit.bit_length() - 1)
                 to.compute(R0, "&=", 1)
             case Ancillary(_, k):
-                word_of = ANCILLARY_BY_K.get(k)
-                self.word(word_of.name if word_of else f"{k:#x}")
+                name = ANCILLARY_BY_K[k].name if k in ANCILLARY_BY_K else f"{k:#x}"
+                write_word(to, name)
             case Binary():
                 self.binary(value)
             case Among():
@@ -490,13 +467,7 @@ class _Selector:
         match load.offset:
             case Const(offset) if offset < self.made_up:
                 assert self.link_layer is not None
-                word = _MADE_UP.get((self.link_layer.linktype, offset, load.size))
-                if word is None:
-                    raise FilterError(
-                        f"byte {offset} of a packet is in the header that libpcap makes up for {self.link_layer.name}, and the kernel, "
-                        "where eBPF programs run, has nothing in its place"
-                    )
-                self.word(word)
+                write_word(to, made_up_word(self.link_layer, offset, load.size))
             case Const(offset) if self.is_in_window(load):
                 to.load(R0, load.size, R10, self.window_place + offset - self.made_up)
                 to.from_network(R0, load.size)
@@ -527,20 +498,6 @@ class _Selector:
         """Reject the packet. What is written behind this can be reached, as far as the kernel sees."""
         self.to.move(R0, 0)
         self.to.jump(R0, "==", 0, "reject")
-
-    def word(self, name: str) -> None:
-        """An ancillary word."""
-        to = self.to
-        if name in _CALLS:
-            to.call(_CALLS[name])
-        elif name in _WORDS:
-            place, swapped = _WORDS[name]
-            to.load(R0, 4, R6, place)
-            to.from_network(R0, swapped)
-            if name == "ifidx":
-                to.jump(R0, "==", 0, "reject")  # a packet without a device, as in classic programs
-        else:
-            raise FilterError(f"the filter asks for the ancillary word {name}, which an eBPF program cannot ask for")
 
     def binary(self, value: Binary) -> None:
         to, operator = self.to, value.operator

@@ -48,14 +48,8 @@ class Findings:
         self.values = values
         self.descriptor = load(EbpfProgram(select(chooser(values), self.link_layer, settings), linktype))
 
-    def takes(self, data: bytes) -> bool:
-        """Whether a test run can be made with a packet: the kernel gives the made-up header its own words, and wants a whole IP header."""
-        if not self.link_layer.made_up:
-            return len(data) <= LONGEST
-        return self.link_layer.made_up + 40 <= len(data) <= LONGEST and ethertype_of(data, self.link_layer.linktype) >= 0x0600
-
     def of(self, data: bytes) -> dict[Key | Passed, int]:
-        protocol = ethertype_of(data, self.link_layer.linktype) if self.link_layer.made_up else 0
+        protocol = ethertype_of(data, self.link_layer.linktype)
         seen = data[self.link_layer.made_up :]
         return {value: run_in_kernel(self.descriptor, seen, protocol=protocol, mark=mark).value for mark, value in enumerate(self.values)}
 
@@ -63,8 +57,18 @@ class Findings:
         os.close(self.descriptor)
 
 
+def takes(linktype: int, data: bytes) -> bool:
+    """Whether a test run can be made with a packet: the kernel gives the made-up header its own words, and wants a whole IP header."""
+    made_up = LINK_LAYER_BY_NUMBER[linktype].made_up
+    if not made_up:
+        return len(data) <= LONGEST
+    return made_up + 40 <= len(data) <= LONGEST and ethertype_of(data, linktype) >= 0x0600
+
+
 def ethertype_of(data: bytes, linktype: int) -> int:
-    """The EtherType in a header that libpcap makes up."""
+    """The EtherType in a header that libpcap makes up, 0 where it makes none."""
+    if not LINK_LAYER_BY_NUMBER[linktype].made_up:
+        return 0
     return int.from_bytes(data[14:16] if linktype == 113 else data[:2], "big")
 
 
