@@ -8,6 +8,8 @@ import re
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -18,6 +20,8 @@ from everywhere import TEMPLATES, observed, sample
 from graphs import EFFORT
 from oracle import NETMASK, expected, text_of
 from packets import EN10MB
+from wire import LONGEST as LONGEST_FRAME
+from wire import SHORTEST, SLL, SLL2, AnyHandle, Wire, cooked, seen
 
 from benchmarks.frames import frames
 from pcapext import bpf, bpf_syscall, compile, ebpf
@@ -175,6 +179,50 @@ def test_on_sockets_as_classic() -> None:
     kernel.close()
 
 
+#: Filters that differ in what they ask of the made-up header and of the length.
+ON_WIRES = [
+    "{inner tcp}",
+    "{inner host 10.0.0.1}",
+    '"{poff} > 54" or arp',
+    'not "{inner ip[8]} > 100"',
+    '"len - {poff} > 20"',
+    "{encap gre} or {outer ip6}",
+    "ip and {inner ip}",
+]
+
+
+@pytest.mark.root
+@pytest.mark.kernel
+@pytest.mark.tools("ip")
+@pytest.mark.parametrize("linktype", [EN10MB, SLL, SLL2])
+def test_on_real_interfaces(linktype: int) -> None:
+    """On packet sockets, and on libpcap's handles for all interfaces, where the kernel's frame begins behind the Ethernet header."""
+    wire = Wire()
+    whole = [packet.data for packet in sample(400 * EFFORT, 7, [EN10MB]) if packet.captured == packet.length]
+    # The kernel drops a frame with nothing behind its Ethernet header, of which a tag may be taken off, before a cooked handle sees it.
+    sent = [data for data in whole if SHORTEST + 4 < len(data) <= LONGEST_FRAME and seen(data) is not None]
+    try:
+        for template in ON_WIRES:
+            program = compile(text_of(template), linktype=linktype, netmask=NETMASK, target="ebpf")
+            with ExitStack() as stack:
+                descriptor = stack.enter_context(loaded(program))
+                open_one = partial(wire.tap, None) if linktype == EN10MB else partial(wire.any_handle, linktype, None)
+                everything, filtered = stack.enter_context(open_one()), stack.enter_context(open_one())
+                attach_descriptor(filtered.call("fileno") if isinstance(filtered, AnyHandle) else filtered.socket.fileno(), descriptor)
+                wire.send(sent)
+                wanted = []
+                for received, data in zip(everything.take(), sent, strict=True):
+                    frame = seen(data)
+                    assert frame is not None
+                    packet = frame if linktype == EN10MB else cooked(frame, linktype)
+                    if expected(template, observed(packet, linktype, DEEP), NETMASK):
+                        wanted.append(received)
+                assert filtered.take() == wanted, template
+                assert 3 <= len(wanted) <= len(sent) - 3, template
+    finally:
+        wire.close()
+
+
 #: Filters, and for which of the benchmarks' packets the walk is run once; for the others it is not run at all.
 CALLS = {
     "inner udp": {"udp", "arp", "fragment", "options6", "vlan", "qinq-mpls", "pppoe", "ipip", "gre", "vxlan", "geneve", "gtpu", "deep"},
@@ -191,8 +239,6 @@ CALLS = {
 @pytest.mark.parametrize("optimize", [0, 1])
 def test_calls_of_the_walk(expression: str, optimize: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that counts its calls in the context: one at most, and none where the rest of the filter decides."""
-    from functools import partial
-
     from pcapext import ebpf_select
 
     monkeypatch.setattr(ebpf_select, "select", partial(ebpf_select.select, counting=True))
