@@ -8,14 +8,26 @@
 
 from pcapext.bpf import Instruction, Program
 from pcapext.compiler import compile
-from pcapext.errors import CaptureError, CaptureWarning, FilterError, LibpcapError, PcapextError, ProgramError, SettingsError, Span
+from pcapext.errors import (
+    CaptureError,
+    CaptureWarning,
+    FilterError,
+    LibpcapError,
+    LoadError,
+    PcapextError,
+    ProgramError,
+    SettingsError,
+    Span,
+)
 
 __all__ = [
     "CaptureError",
     "CaptureWarning",
+    "EbpfProgram",
     "FilterError",
     "Instruction",
     "LibpcapError",
+    "LoadError",
     "Packet",
     "PcapextError",
     "Program",
@@ -34,6 +46,7 @@ __version__ = "0.1.0"
 
 #: Names that load more than compiling needs, and the modules they are in.
 _LAZY = {
+    "EbpfProgram": "pcapext.ebpf",
     "Packet": "pcapext.capture",
     "WalkSettings": "pcapext.encapsulation",
     "count": "pcapext.filtering",

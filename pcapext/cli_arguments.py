@@ -86,7 +86,7 @@ class _TunnelPort(argparse.Action):
 
 #: The bounds among the settings of the walk, and what their flags say in the help.
 BOUNDS = {
-    "max_levels": "walk no more levels of headers, 1 to 16 (4)",
+    "max_levels": "walk no more levels of headers, 1 to 16 (4, with -t ebpf 16)",
     "vlan_tags": "walk no more VLAN tags in a level, 0 to 16 (3)",
     "mpls_labels": "walk no more MPLS labels in a level, 0 to 16 (6)",
     "extension_headers": "walk no more IPv6 extension headers in a level, 0 to 16 (4)",

@@ -127,6 +127,8 @@ def compile(
     11
     >>> compile("inner tcp port 80", target="classic").kernel_refusal() is None
     True
+    >>> len(compile("inner tcp port 80", target="ebpf"))
+    350
     >>> compile("inner tcp", tunnel_ports={"vxlan": (4789,), "teredo": ()}, max_levels=2).settings.max_levels
     2
     >>> len(compile("mpls and tcp port 80")), len(compile("mpls and tcp port 80", optimize=2))

@@ -105,7 +105,7 @@ class Builder:
 
     def block(self, label: Label, write: Callable[[], None]) -> Label:
         """A block that is written if something leads there."""
-        if label not in self.blocks and all(label != other for other, _ in self.pending):
+        if label not in self.blocks:
             self.blocks[label] = Writer()  # its place, in the order in which blocks are asked for
             self.pending.append((label, write))
         return label

@@ -78,6 +78,7 @@ class Levels(Tunnels):
         lhoff = 0 if link.is_ethernet else NO_ETHERNET - (1 << 32)
         self.to.move(R6, R1)
         self.to.move(R9, R2)
+        # Without CAP_PERFMON the verifier lets nobody read what the load of a short header may leave unwritten.
         for place in range(WINDOW, WINDOW + WINDOW_BYTES, 8):
             self.to.store(8, R10, place, 0)
         self.to.store(1, R10, LEVELS, self.levels)
@@ -98,7 +99,7 @@ class Levels(Tunnels):
         for place in self.pending_places:
             self.to.store(4, R10, place, zero)
         if self.copies_outer:
-            # The verifier does not see that they are written in every case. Without CAP_PERFMON it lets nobody read what may not be.
+            # The verifier does not see that they are written in every case.
             for place in self.findings.outer.values():
                 self.to.store(4, R9, place, zero)
         match link.next:
