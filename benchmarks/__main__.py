@@ -14,7 +14,8 @@ from pathlib import Path
 from random import Random
 
 import benchmarks.files
-import benchmarks.native  # noqa: F401
+import benchmarks.kernel
+import benchmarks.native  # noqa: F401  (these register their benchmarks)
 import pcapext
 from benchmarks import BENCHMARKS, EXTENDED, LINKTYPE, PCAPEXT, PLAIN, PYTHON, SNAPLEN, Contestants, benchmark, process
 from benchmarks.counts import counting

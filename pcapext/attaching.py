@@ -30,10 +30,11 @@ from typing import Any, Protocol
 
 from pcapext import bpf
 from pcapext.bpf import Ancillary, Instruction, Program
-from pcapext.compiler import compile, compile_live, for_kernel
+from pcapext.compiler import compile, compile_live
 from pcapext.errors import AttachError, AttachWarning, KernelLacksError, PcapextError, ProgramError
 from pcapext.flowkeys import KEY_BY_K
 from pcapext.kernel_filter import no_memory
+from pcapext.kernel_program import for_kernel
 from pcapext.pcap_bridge import linktype_name
 from pcapext.sockets import Sight, await_filters, drain, identity, read_filter, remove_filter, set_filter, sight
 

@@ -36,7 +36,7 @@ U32 = 0xFFFF_FFFF
 MAXIMUM_SNAPLEN = 262144
 
 #: The targets whose programs are classic BPF.
-TARGETS = ("classic", "flowkeys", "keys")
+CLASSIC_TARGETS = ("flowkeys", "classic", "keys")
 
 LD_W_ABS, LD_H_ABS, LD_B_ABS = 0x20, 0x28, 0x30
 LD_W_IND, LD_H_IND, LD_B_IND = 0x40, 0x48, 0x50
@@ -262,8 +262,8 @@ class Program(Sequence[Instruction]):
             raise ProgramError(f"link type {self.linktype} is out of range, expected 0 to {0xFFFF}")
         if not 1 <= self.snaplen <= 0x7FFF_FFFF:
             raise ProgramError(f"snap length {self.snaplen} is out of range, expected 1 to {0x7FFF_FFFF}")
-        if self.target not in TARGETS:
-            raise ProgramError(f"unknown target {self.target!r}, expected one of {', '.join(TARGETS)}")
+        if self.target not in CLASSIC_TARGETS:
+            raise ProgramError(f"unknown target {self.target!r}, expected one of {', '.join(CLASSIC_TARGETS)}")
         fault = structural_fault(self.instructions)
         if fault:
             raise ProgramError(str(fault))

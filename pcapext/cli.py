@@ -24,6 +24,7 @@ from pcapext.dump import STYLES
 from pcapext.errors import PcapextError, ProgramError, SettingsError, printable
 
 if TYPE_CHECKING:
+    from pcapext.ebpf import EbpfProgram
     from pcapext.selection import Filter
 
 
@@ -81,7 +82,7 @@ def _compile(options: argparse.Namespace) -> int:
     linktype, snaplen = "EN10MB", MAXIMUM_SNAPLEN
     target = options.target or "flowkeys"
     form = options.format or "d"
-    if form not in STYLES:
+    if form not in (*STYLES, "raw"):
         from pcapext.elsewhere import PLACES
 
         target = options.target or "classic"
@@ -103,6 +104,11 @@ def _compile(options: argparse.Namespace) -> int:
             options.usage_error(f"argument -t: c is printed as C alone, not in the form {options.format}")
         print(compile(_expression(options), target="c", **chosen).dump(), end="")
         return 0
+    if target == "ebpf":
+        if form not in EBPF_FORMATS:
+            options.usage_error(f"argument --format: {form} is for classic BPF; with -t ebpf there are {', '.join(EBPF_FORMATS)}")
+        _print_program(compile(_expression(options), target="ebpf", **chosen), form)
+        return 0
     program = compile(_expression(options), target=target, **chosen)
     _print_program(program, form)
     if program.flow_keys:
@@ -114,8 +120,14 @@ def _compile(options: argparse.Namespace) -> int:
 _RUN_ANYWHERE = "-t classic gives a program without them"
 
 
-def _print_program(program: Program, format: str) -> None:
-    if format in STYLES:
+#: The forms that an eBPF program has.
+EBPF_FORMATS = ("d", "c", "raw")
+
+
+def _print_program(program: Program | EbpfProgram, format: str) -> None:
+    if format == "raw":
+        sys.stdout.buffer.write(bytes(program))
+    elif format in STYLES or not isinstance(program, Program):
         print(program.dump(format), end="")
     elif format == "savefile":
         from pcapext.savefile import write_savefile

@@ -13,18 +13,22 @@ from typing import NoReturn
 
 from pcapext import __version__, pcap_bridge
 from pcapext.bpf import MAXIMUM_SNAPLEN
-from pcapext.compiler import TARGETS
 from pcapext.dump import STYLES
 from pcapext.errors import PcapextError
+from pcapext.request import TARGETS
 
 Command = Callable[[argparse.Namespace], int]
 
 #: The largest number in a C int; the longest that a capture may be told to last, in seconds: 31 years.
 _INT, _LONGEST_DURATION = 0x7FFF_FFFF, 10**9
-#: The forms that a program is printed in and read from: `pcapext.dump`'s, and those of `pcapext.elsewhere` and `pcapext.savefile`.
-PRINTED = (*STYLES, "iptables", "tc", "savefile")
+#: The forms that a program is printed in and read from: `pcapext.dump`'s, `bytes(program)`, those of `pcapext.elsewhere` and
+#: `pcapext.savefile`.
+PRINTED = (*STYLES, "raw", "iptables", "tc", "savefile")
 READ = (*STYLES, "savefile")
-_PRINTED_HELP = "; iptables and tc are what these tools take as bytecode; savefile, experimental, is libpcap's draft of a binary format"
+_PRINTED_HELP = (
+    "; raw is the kernel's structs, as bytes; iptables and tc are what these tools take as bytecode; "
+    "savefile, experimental, is libpcap's draft of a binary format"
+)
 
 
 def parser(commands: Mapping[str, Command], chosen: str | None) -> argparse.ArgumentParser:
@@ -98,7 +102,7 @@ class _TunnelPort(argparse.Action):
 
 #: The bounds among the settings of the walk, and what their flags say in the help.
 BOUNDS = {
-    "max_levels": "walk no more levels of headers, 1 to 16 (4)",
+    "max_levels": "walk no more levels of headers, 1 to 16 (4, with -t ebpf 16)",
     "vlan_tags": "walk no more VLAN tags in a level, 0 to 16 (3)",
     "mpls_labels": "walk no more MPLS labels in a level, 0 to 16 (6)",
     "extension_headers": "walk no more IPv6 extension headers in a level, 0 to 16 (4)",

@@ -105,6 +105,18 @@ class LibpcapError(PcapextError):
     """libpcap is missing, or refused a call; the message has its words."""
 
 
+class LoadError(PcapextError):
+    """The kernel did not take an eBPF program. `log` is what its verifier says of the program, "" if it did not look at it."""
+
+    def __init__(self, message: str, log: str = ""):
+        super().__init__(message)
+        self.message = message
+        self.log = log
+
+    def __reduce__(self) -> tuple[type[LoadError], tuple[str, str]]:
+        return LoadError, (self.message, self.log)
+
+
 @contextmanager
 def naming(name: str) -> Iterator[None]:
     """Make errors of the system, in what is done with a file, `CaptureError`s that name it."""

@@ -1,6 +1,6 @@
 """Standard: programs of filters without extension terms, which libpcap compiles.
 
-In:  an expression, and what it is compiled for.
+In:  a request.
 Out: the instructions of libpcap's own program; or, where more is asked for, of one with the same verdicts and less work.
 
 libpcap says what is wrong with an expression, but not where: `placed` finds that out.
@@ -11,24 +11,18 @@ from __future__ import annotations
 from pcapext import pcap_bridge
 from pcapext.bpf import MAX_INSTRUCTIONS, Instruction
 from pcapext.errors import FilterError, ProgramError, Span
+from pcapext.request import Request
 
 
-def compile_standard(
-    expression: str, linktype: int, snaplen: int, netmask: int | None, optimize: int, byteorder: str | None = None, live: bool = False
-) -> tuple[Instruction, ...]:
-    """The program of a filter. `byteorder` is that of the file whose packets it is for, if it is for those of a file; `live`: for a
-    live capture.
-    """
+def compile_standard(request: Request) -> tuple[Instruction, ...]:
+    """The program of a filter."""
+    expression = request.expression
     try:
-        if optimize < 2:
-            instructions = pcap_bridge.compile_expression(expression, linktype, snaplen, netmask, bool(optimize), byteorder, live)
-        else:
-            instructions = _compile_apart(expression, linktype, snaplen, netmask, byteorder, live) or _improve(
-                pcap_bridge.compile_expression(expression, linktype, snaplen, netmask, None, byteorder, live)
-            )
+        if request.optimize < 2:
+            return request.by_libpcap(expression, bool(request.optimize))
+        return _compile_apart(request) or _improve(request.by_libpcap(expression, None))
     except FilterError as error:
-        raise placed(error, expression, linktype, snaplen, netmask, byteorder, live) from None
-    return instructions
+        raise placed(error, request) from None
 
 
 def _improve(program: tuple[Instruction, ...]) -> tuple[Instruction, ...]:
@@ -56,10 +50,9 @@ def _improve(program: tuple[Instruction, ...]) -> tuple[Instruction, ...]:
     return program
 
 
-def _compile_apart(
-    expression: str, linktype: int, snaplen: int, netmask: int | None, byteorder: str | None, live: bool
-) -> tuple[Instruction, ...] | None:
+def _compile_apart(request: Request) -> tuple[Instruction, ...] | None:
     """A filter that is too long for libpcap, compiled term by term; None for another, and for one that cannot be taken apart."""
+    expression, linktype = request.expression, request.linktype
     if linktype in pcap_bridge.VARIABLE_LINKTYPES or not pcap_bridge.exceeds_optimizer(expression, linktype):
         return None  # where headers vary, libpcap looks for the end of the first one once, before all terms
     from pcapext.assemble import assemble
@@ -72,33 +65,24 @@ def _compile_apart(
     terms = terms_apart(tree, expression)
     if terms is None:
         return None
-    programs = {
-        span: pcap_bridge.compile_expression(term, linktype, snaplen, netmask, False, byteorder, live) for span, term in terms.items()
-    }
+    programs = {span: request.by_libpcap(term, False) for span, term in terms.items()}
     if sum(map(len, programs.values())) * 7 / 6 <= pcap_bridge.OPTIMIZABLE:  # in one program, long jumps are a seventh of it
         return None
     try:
         graphs = {span: lift(program) for span, program in programs.items()}
     except ProgramError:  # `protochain`
         return None
-    return assemble(optimize(combine(tree, graphs, snaplen)))
+    return assemble(optimize(combine(tree, graphs, request.snaplen)))
 
 
-def placed(
-    error: FilterError,
-    expression: str,
-    linktype: int,
-    snaplen: int,
-    netmask: int | None,
-    byteorder: str | None = None,
-    live: bool = False,
-) -> FilterError:
+def placed(error: FilterError, request: Request) -> FilterError:
     """An error of libpcap's with the place that it is about: libpcap says what is wrong, but not where."""
     from bisect import bisect_left
 
     from pcapext.locate import standard_terms
     from pcapext.parser import parse
 
+    expression = request.expression
     if error.span is not None:
         # A place in the text with markers is none for the user.
         return error if error.expression == expression else FilterError(error.message, expression, Span(0, len(expression)))
@@ -110,7 +94,7 @@ def placed(
     def refused(text: str) -> bool:
         """Whether libpcap has the same to say of a part of the filter."""
         try:
-            pcap_bridge.compile_expression(text, linktype, snaplen, netmask, False, byteorder, live)
+            request.by_libpcap(text, False)
         except FilterError as again:
             return again.message == error.message
         return False

@@ -137,6 +137,25 @@ def test_compile_prints_text_unless_told(capsys: Capsys) -> None:
     assert succeeds(capsys, "compile", "udp") == succeeds(capsys, "compile", "-d", "udp") == pcapext.compile("udp").dump("d")
 
 
+@pytest.mark.parametrize("style", ["d", "c"])
+def test_compile_ebpf(capsys: Capsys, style: str) -> None:
+    program = pcapext.compile("inner udp", target="ebpf")
+    assert succeeds(capsys, "compile", "-t", "ebpf", "--format", style, "inner udp") == program.dump(style)
+
+
+@pytest.mark.parametrize("target", ["classic", "ebpf"])
+def test_compile_raw(target: str) -> None:
+    done = pcapext_process("compile", "-t", target, "--format", "raw", "inner udp")
+    assert (done.returncode, done.stdout, done.stderr) == (0, bytes(pcapext.compile("inner udp", target=target)), b"")
+
+
+@pytest.mark.parametrize("style", ["-dd", "-ddd", "--format=asm"])
+def test_compile_ebpf_in_a_form_of_classic_programs(capsys: Capsys, style: str) -> None:
+    name = style.removeprefix("-").removeprefix("-format=")
+    message = f"argument --format: {name} is for classic BPF; with -t ebpf there are d, c, raw"
+    assert message in misused(capsys, "compile", "-t", "ebpf", style, "inner udp")
+
+
 @pytest.mark.parametrize("linktype", ["RAW", "raw", "DLT_RAW", "LINKTYPE_RAW", "12"])
 def test_compile_link_type(capsys: Capsys, linktype: str) -> None:
     assert succeeds(capsys, "compile", "-y", linktype, "udp") == pcapext.compile("udp", linktype="RAW").dump()

@@ -22,12 +22,13 @@ from packets import packets as generated
 import pcapext
 from benchmarks.frames import frames
 from pcapext import pcap_bridge
-from pcapext.bpf import JA, LD_W_ABS, MAX_INSTRUCTIONS, RET_A, TARGETS, Instruction, Program
-from pcapext.compiler import compile, compile_to_run, for_kernel
+from pcapext.bpf import CLASSIC_TARGETS, JA, LD_W_ABS, MAX_INSTRUCTIONS, RET_A, Instruction, Program
+from pcapext.compiler import compile, compile_to_run
 from pcapext.encapsulation import WalkSettings
 from pcapext.errors import FilterError, LibpcapError, ProgramError, SettingsError
 from pcapext.flowkeys import KEY_BY_NAME, FlowKeys
 from pcapext.formats import NATIVE
+from pcapext.kernel_program import for_kernel
 from pcapext.machine import run
 
 # ---- Standard filters ----
@@ -771,7 +772,7 @@ TOO_SHORT: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", CLASSIC_TARGETS)
 @pytest.mark.parametrize(("chosen", "name"), TOO_SHORT, ids=str)
 def test_settings_of_the_walk(chosen: dict[str, Any], name: str, target: str) -> None:
     program = compile("inner tcp port 80", target=target, **({"max_levels": 2} | chosen))
@@ -781,7 +782,7 @@ def test_settings_of_the_walk(chosen: dict[str, Any], name: str, target: str) ->
     assert compile("inner tcp port 80").matches(FRAMES[name])
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", CLASSIC_TARGETS)
 def test_tunnels_at_other_ports(target: str) -> None:
     frame = FRAMES["vxlan"].replace((4789).to_bytes(2, "big"), (5000).to_bytes(2, "big"))
     settings: dict[str, Any] = {"tunnel_ports": {"vxlan": range(4999, 5002), "gtpu": [4789]}, "max_levels": 2}

@@ -51,6 +51,11 @@ COMMANDS = {
     "link-and-thoff": "compile 'link[thoff + 13] & 2 != 0'",
     "outer-and-inner-bytes": "compile -y LINUX_SLL 'ip[8] != inner ip[8]'",
     "standard-first": "compile -y LINUX_SLL2 'udp port 4789 and inner tcp port 80'",
+    # On a big-endian machine these hold other numbers: bytes of a packet are compared as they stand there.
+    "ebpf-standard": "compile -t ebpf 'ip6 and len > 100'",
+    "ebpf-cooked": "compile -t ebpf -y LINUX_SLL 'arp or len > 100'",
+    "ebpf-outer": "compile -t ebpf 'outer ip6'",
+    "ebpf-c": "compile -t ebpf --format c 'arp and ether multicast'",
     "standard-or-inner": "compile -y RAW 'tcp port 80 or inner tcp port 80'",
 }
 

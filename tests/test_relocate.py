@@ -16,9 +16,10 @@ from packets import LINUX_SLL, LINUX_SLL2
 
 from pcapext import bpf
 from pcapext.bpf import LD_B_ABS, LD_H_ABS, LD_H_IND, LD_IMM, LD_LEN, LD_W_ABS, RET_A, Instruction, Program
-from pcapext.compiler import compile_live, for_kernel
+from pcapext.compiler import compile_live
 from pcapext.errors import KernelLacksError
 from pcapext.flowkeys import SKF_AD_OFF
+from pcapext.kernel_program import for_kernel
 
 LENGTHS = {LINUX_SLL: 16, LINUX_SLL2: 20}
 

@@ -252,7 +252,7 @@ def test_verifier_takes_16_levels(expression: str) -> None:
     [
         ("ifindex 3 or inner tcp", "the filter asks for [ifidx], and C sees nothing but the bytes of a packet"),
         ("inbound", "the filter asks for [type], and C sees nothing but the bytes of a packet"),
-        ("ip6 protochain 6", "'protochain' makes a loop, and a filter in C cannot have one\n  ip6 protochain 6\n      ^^^^^^^^^^"),
+        ("ip6 protochain 6", "'protochain' makes a loop, and target 'c' cannot have one\n  ip6 protochain 6\n      ^^^^^^^^^^"),
         ("inner tcp and and", "unexpected 'and', expected a term\n  inner tcp and and\n                ^^^"),
         ("tcp and inner ip and not inner ip", "expression rejects all packets\n  tcp and inner ip and not inner ip\n  " + "^" * 33),
     ],
