@@ -37,7 +37,7 @@ _NEXT_PACKET = 1
 _PKTHDR = struct.Struct("@llII")
 
 #: A packet: its time in ns since 1970, its length on the wire, the bytes captured.
-Packet = tuple[int, int, bytes]
+CapturedPacket = tuple[int, int, bytes]
 
 #: The first bytes of captures with microseconds (sf-pcap.c): the usual format and Kuznetzov's variant.
 _MICROSECOND_MAGICS = tuple(bytes.fromhex(magic) for magic in ("a1b2c3d4", "d4c3b2a1", "a1b2cd34", "34cdb2a1"))
@@ -58,7 +58,7 @@ class Handle:
 
     @property
     def pcap(self) -> Any:
-        """The `pcap_t *`, which lives as long as this object does."""
+        """The `pcap_t *`. Whoever keeps what this returns keeps it from being freed."""
         pcap = self._pcap
         if pcap is None:
             raise LibpcapError("the handle is closed")
@@ -98,7 +98,7 @@ class Reader(Handle):
         self._unit = 1 if nanoseconds else 1000
         self._next_ex, self._buffer = libpcap().lib.pcap_next_ex, libpcap().ffi.buffer
 
-    def _next(self) -> Packet | int:
+    def _next(self) -> CapturedPacket | int:
         """The next packet, or what `pcap_next_ex` returned instead of one."""
         with self._lock:
             pcap = self.pcap
@@ -122,11 +122,18 @@ class Reader(Handle):
             raise ProgramError(f"the program is for link type {program.linktype}, and the handle has link type {self.linktype}")
         return program
 
+    def _install_here(self, program: Program) -> None:
+        """Set a program that libpcap runs, not the kernel."""
+        for index, instruction in enumerate(program):
+            if word := instruction.ancillary:
+                raise ProgramError(f"instruction {index}: libpcap has no ancillary word {word.name}, the kernel alone has some")
+        self._install(program)
+
 
 class OfflineHandle(Reader):
     """A handle that reads a capture. Iterating it gives (time in ns since 1970, length on the wire, bytes captured)."""
 
-    def __iter__(self) -> Iterator[Packet]:
+    def __iter__(self) -> Iterator[CapturedPacket]:
         while not isinstance(packet := self._next(), int):
             yield packet
         if packet != END:
@@ -138,11 +145,7 @@ class OfflineHandle(Reader):
         Raises `ProgramError` for a program that is not valid, one of another link type, and one that loads what packets of a file do not
         have beside them: flow keys and the kernel's ancillary words.
         """
-        made = self._of_this_linktype(program)
-        for index, instruction in enumerate(made):
-            if word := instruction.ancillary:
-                raise ProgramError(f"instruction {index}: libpcap has no ancillary word {word.name} for packets of a file")
-        self._install(made)
+        self._install_here(self._of_this_linktype(program))
 
 
 def open_dead(linktype: int, snaplen: int = MAXIMUM_SNAPLEN, nanoseconds: bool = False) -> Handle:

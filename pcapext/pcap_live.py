@@ -25,7 +25,7 @@ from pcapext import kernel_filter
 from pcapext.bpf import MAXIMUM_SNAPLEN, RET_K, Instruction, Program
 from pcapext.errors import CaptureWarning, LibpcapError, ProgramError, printable
 from pcapext.pcap_bridge import ERRBUF_SIZE, libpcap, linktype_number, string
-from pcapext.pcap_handles import END, MICRO, NANO, Packet, Reader
+from pcapext.pcap_handles import END, MICRO, NANO, CapturedPacket, Reader
 
 #: The link type of Ethernet, DLT_EN10MB.
 _ETHERNET = 1
@@ -105,20 +105,20 @@ class LiveHandle(Reader):
 
     # --- reading
 
-    def __iter__(self) -> Iterator[Packet]:
+    def __iter__(self) -> Iterator[CapturedPacket]:
         while (packet := self.read()) is not None:
             yield packet
 
-    def read(self, timeout: float | None = None) -> Packet | None:
+    def read(self, timeout: float | None = None) -> CapturedPacket | None:
         """The next packet; None where none comes within `timeout` seconds, and where `breakloop` is called.
 
         Without a `timeout` it waits for ever, or not at all where the handle is `nonblocking`.
         """
         deadline = None
-        if self.nonblocking:
-            deadline = 0.0
-        elif timeout is not None:
+        if timeout is not None:
             deadline = monotonic() + timeout
+        elif self.nonblocking:
+            deadline = 0.0
         while True:
             if self._is_broken:
                 self._is_broken = False
@@ -239,17 +239,19 @@ class LiveHandle(Reader):
         buffer at this moment may escape that.
 
         Raises `ProgramError` for a program that is not valid, or of another link type, and for one that the kernel does not take, with its
-        reason: then the filter stays as it was. It is never left to libpcap to filter every packet itself.
+        reason: then the filter stays as it was. It is not left to libpcap to filter every packet itself, except where it captures on
+        something else than a Linux packet socket; there, a program with ancillary words is a `ProgramError`.
         """
         made = self._of_this_linktype(program)
         descriptor = self.fileno()
         in_kernel = sys.platform == "linux" and kernel_filter.is_packet_socket(descriptor)
+        reason = None
         if in_kernel:
             reason = (kernel_filter.is_cooked(descriptor) and kernel_filter.cooked_refusal(made)) or kernel_filter.refusal(made)
-            if reason:
-                raise ProgramError(f"{self.device}: the kernel does not take the program: {reason}")
+        if reason:
+            raise ProgramError(f"{self.device}: the kernel does not take the program: {reason}")
         with self._lock:
-            self._install(made)
+            (self._install if in_kernel else self._install_here)(made)
             # It takes the place of all filters before it.
             self.check_until(0, self._matches)
             if in_kernel and kernel_filter.attached_length(self.fileno()) != len(made):
@@ -329,8 +331,6 @@ def open_live(
     _check_range("timeout", timeout_ms, 0, _INT)
     if buffer_size is not None:
         _check_range("buffer size", buffer_size, 1, _INT)
-    if direction is not None and direction not in _DIRECTIONS:
-        raise LibpcapError(f"unknown direction '{printable(direction)}', expected in, out or inout")
     stamps = None if timestamp_type is None else lib.pcap_tstamp_type_name_to_val(os.fsencode(timestamp_type))
     if stamps is not None and stamps < 0:
         raise LibpcapError(f"unknown type of time stamps '{printable(timestamp_type or '')}'")

@@ -85,8 +85,8 @@ def test_the_kernel_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cooked_headers(wire: Wire, linktype: int) -> None:
     """What libpcap would filter itself is refused; what is taken, the kernel has."""
     taken = []
-    for code in (bpf.LD_W_ABS, bpf.LD_H_ABS, bpf.LD_B_ABS):
-        for k in range(24):
+    for code, offsets in ((bpf.LD_H_ABS, range(24)), (bpf.LD_W_ABS, (0, 4, 20)), (bpf.LD_B_ABS, (0, 10, 14, 20))):
+        for k in offsets:
             program = Program((Instruction(code, k=k), Instruction(bpf.RET_K, k=1)), linktype)
             handle = wire.any_handle(linktype, program.instructions)
             in_kernel = handle.filter_length() == len(program)

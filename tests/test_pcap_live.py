@@ -28,7 +28,7 @@ from pcapext import bpf, pcap_bridge
 from pcapext.bpf import Instruction, Program
 from pcapext.errors import CaptureWarning, LibpcapError, ProgramError
 from pcapext.pcap_bridge import compile_expression, libpcap
-from pcapext.pcap_handles import Packet
+from pcapext.pcap_handles import CapturedPacket
 from pcapext.pcap_live import LiveHandle, Stats, open_live
 
 __all__ = ["each_libpcap", "no_descriptor_is_left"]
@@ -67,7 +67,7 @@ def run(command: str) -> str:
     return subprocess.run(command.split(), check=True, capture_output=True, text=True).stdout
 
 
-def until_marker(handle: LiveHandle) -> list[Packet]:
+def until_marker(handle: LiveHandle) -> list[CapturedPacket]:
     """What has come before the marker."""
     taken = []
     while True:
@@ -216,10 +216,11 @@ def test_nonblocking(wire: Wire) -> None:
     with opened(wire, nonblocking=True) as handle:
         assert list(handle) == []
         assert handle.read() is None
+        assert handle.read(0.01) is None
         wire.send(FRAMES[:5])
         readable, _, _ = select.select([handle.selectable], [], [], SECONDS)
         assert readable == [handle.selectable]
-        taken: list[Packet] = []
+        taken: list[CapturedPacket] = []
         while len(taken) < 6:
             taken += handle
         assert [data for _, _, data in taken] == [*FRAMES[:5], MARKER]
@@ -458,6 +459,14 @@ def test_refused_programs_change_nothing(wire: Wire, name: str, capfd: pytest.Ca
 def test_headers_that_the_kernel_does_not_have(wire: Wire, linktype: int, instruction: Instruction) -> None:
     with opened(wire, "any", linktype=linktype) as handle, pytest.raises(ProgramError, match=r"any: .* header that libpcap makes up"):
         handle.set_program([instruction, Instruction(bpf.RET_A)])
+
+
+def test_programs_on_what_is_no_packet_socket(wire: Wire) -> None:
+    """There libpcap filters."""
+    with opened(wire, "nflog") as handle:
+        handle.set_program([Instruction(bpf.LD_B_ABS), Instruction(bpf.RET_A)])
+        with pytest.raises(ProgramError, match="libpcap has no ancillary word proto, the kernel alone has some"):
+            handle.set_program([Instruction(bpf.LD_W_ABS, k=bpf.ANCILLARY[0].k), Instruction(bpf.RET_A)])
 
 
 def test_no_memory_for_a_program(wire: Wire) -> None:
