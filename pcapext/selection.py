@@ -60,10 +60,27 @@ class Filter:
 
     def matcher(self, linktype: int, layout: Layout) -> Matcher:
         """The filter for packets of a link type in a capture. Raises what `compile` raises."""
-        return self._matcher(linktype, layout.byteorder, is_only=layout.header is not None)
+        return self.matcher_in(linktype, layout.byteorder, is_only=layout.header is not None)
 
-    def _matcher(self, linktype: int, byteorder: str, *, is_only: bool) -> Matcher:
-        """`is_only`: there can be packets of no other link type."""
+    def accepts(self, linktype: int, byteorder: str, data: bytes, wirelen: int | None = None, *, is_only: bool = True) -> bool:
+        """Whether it accepts one packet, as it stands in a capture in byte order "<" or ">". For whoever reads captures in another way.
+
+        `wirelen` None is the length of the packet. `is_only` as for `matcher_in`, which see for errors as well.
+
+        >>> Filter("tcp or len > 1000").accepts(1, "<", bytes(60), 1500)
+        True
+        """
+        matcher, wirelen = self.matcher_in(linktype, byteorder, is_only=is_only), len(data) if wirelen is None else wirelen
+        swapped = byteorder != NATIVE
+        if lib.is_corrected(linktype, swapped):
+            buffer = ffi.new("uint8_t[]", data)
+            record = ffi.new("struct record *", {"end": len(data), "caplen": len(data), "wirelen": wirelen})
+            lib.correct_packets(ffi.new("uint32_t[]", [linktype]), swapped, buffer, record, 1)
+            data, wirelen = bytes(ffi.buffer(buffer)), record.wirelen
+        return matcher.run(data, wirelen) > 0
+
+    def matcher_in(self, linktype: int, byteorder: str, *, is_only: bool) -> Matcher:
+        """The same for packets in a capture in byte order "<" or ">". `is_only`: there can be packets of no other link type."""
         kind = linktype, byteorder if linktype in pcap_bridge.LOOPBACK_LINKTYPES else NATIVE
         with self._lock:  # so that two threads do not do the same work
             if kind not in self.matchers:
@@ -79,7 +96,7 @@ class Filter:
     def check(self) -> None:
         """Raise what is wrong with the filter and was not told, since no packet came to it."""
         if not self.matchers:
-            self._matcher(self.source.linktype if isinstance(self.source, Program) else _ETHERNET, NATIVE, is_only=True)
+            self.matcher_in(self.source.linktype if isinstance(self.source, Program) else _ETHERNET, NATIVE, is_only=True)
         if len(self._rejecting) == len(self.matchers):
             raise self._rejecting[0]
 

@@ -6,6 +6,7 @@ import pickle
 import re
 import subprocess
 import time
+from dataclasses import replace
 from itertools import cycle
 from random import Random
 from typing import Any
@@ -14,18 +15,18 @@ import pytest
 from graphs import steered_packet
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from oracle import UNKNOWN_NETMASK, Refused, libpcap_compile, libpcap_matches
+from oracle import NETMASK, UNKNOWN_NETMASK, Refused, libpcap_compile, libpcap_matches
 from packets import LINK_TYPES as GENERATED_LINK_TYPES
 from packets import packets as generated
 
 import pcapext
 from benchmarks.frames import frames
 from pcapext import pcap_bridge
-from pcapext.bpf import MAX_INSTRUCTIONS, Program
-from pcapext.compiler import TARGETS, compile, compile_to_run
+from pcapext.bpf import JA, LD_W_ABS, MAX_INSTRUCTIONS, RET_A, Instruction, Program
+from pcapext.compiler import TARGETS, compile, compile_to_run, for_kernel
 from pcapext.encapsulation import WalkSettings
-from pcapext.errors import FilterError, LibpcapError, SettingsError
-from pcapext.flowkeys import FlowKeys
+from pcapext.errors import FilterError, LibpcapError, ProgramError, SettingsError
+from pcapext.flowkeys import KEY_BY_NAME, FlowKeys
 from pcapext.formats import NATIVE
 from pcapext.machine import run
 
@@ -833,6 +834,35 @@ def test_error_of_a_program_too_long_names_the_settings() -> None:
 def test_error_of_a_program_that_is_too_long_by_itself(text: str) -> None:
     with pytest.raises(FilterError, match=r"^the program would take \d+ instructions, and no kernel takes more than 4096$"):
         compile(text, optimize=False, max_levels=3)
+
+
+@pytest.mark.parametrize("text", ["inner tcp port 80", "encap vxlan 42 and inner icmp", "not outer udp", "poff > 60"])
+def test_programs_with_flow_keys_for_the_kernel(text: str) -> None:
+    program = for_kernel(compile(text, snaplen=99, max_levels=3))
+    assert program.kernel_refusal() is None
+    assert (program.target, program.linktype, program.snaplen, program.expression) == ("classic", 1, 99, text)
+    # One walk is enough: where `outer` and `encap` have one in the program already, its text is compiled anew.
+    assert len(program) <= 1.1 * len(compile(text, target="classic", max_levels=3))
+    assert for_kernel(program) is program
+
+
+def test_programs_that_only_seem_to_be_of_their_text() -> None:
+    """Such a program is lowered as it is: with the netmask that it was compiled with, or another text altogether."""
+    text = "outer ip broadcast and inner tcp"
+    program = for_kernel(compile(text, netmask=NETMASK, max_levels=2))
+    frame = bytes(12) + bytes.fromhex("0800 45000028000000004006 0000 0a000001 0a0000ff") + bytes(20)
+    assert program.matches(frame)
+    assert not program.matches(frame[:33] + b"\xfe" + frame[34:])
+    lying = replace(compile("inner udp", max_levels=2), expression="encap vxlan and inner tcp")
+    assert for_kernel(lying).matches(ETHERNET_IP_UDP)
+
+
+def test_programs_that_cannot_be_lowered() -> None:
+    keys = (Instruction(LD_W_ABS, k=KEY_BY_NAME["tproto"].k), Instruction(RET_A))
+    with pytest.raises(ProgramError, match=r"^the program loads flow keys, and there are none on link type IEEE802_11$"):
+        for_kernel(Program(keys, 105))
+    with pytest.raises(ProgramError, match=r"^instruction 1: a jump backwards makes a loop$"):
+        for_kernel(Program((keys[0], Instruction(JA, k=0xFFFF_FFFE), keys[1])))
 
 
 def test_public_names() -> None:

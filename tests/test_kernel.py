@@ -9,8 +9,9 @@ from contextlib import ExitStack
 import packets
 import pytest
 from everywhere import TEMPLATES, compiled, observed, sample
+from frames import as_seen, receivable
 from graphs import EFFORT
-from oracle import NETMASK, Packet, expected, text_of
+from oracle import NETMASK, expected, text_of
 from packets import EN10MB, Generated
 from wire import LONGEST, SHORTEST, SLL, SLL2, Wire, cooked, seen
 
@@ -27,22 +28,6 @@ def wire() -> Iterator[Wire]:
     wire = Wire()
     yield wire
     wire.close()
-
-
-def receivable(count: int, seed: int) -> list[Packet]:
-    """Generated packets, whole and cut, that the kernel takes as frames and shows to sockets."""
-    return [
-        packet
-        for packet in sample(count, seed, [EN10MB])
-        if packet.captured == packet.length and SHORTEST <= packet.length <= LONGEST and seen(packet.data) is not None
-    ]
-
-
-def as_seen(packet: Packet) -> Packet:
-    """The packet as sockets see it. Where its tag is gone, the reference walk has the word, else the generator."""
-    data = seen(packet.data)
-    assert data is not None
-    return packet if data == packet.data else observed(data)
 
 
 def test_frames_are_seen_without_their_outer_tag(wire: Wire) -> None:

@@ -56,7 +56,6 @@ not {inner tcp}
 {inner udp port 53} or {inner icmp}
 {encap vxlan} or {inner udp}
 "len - {poff} > 20"
-ip and {inner host 10.0.0.1}
 """.strip().splitlines()
 
 STANDARD = """
@@ -85,7 +84,7 @@ def test_filters(expression: str, linktype: int) -> None:
         "classic": for_kernel(Program(plain, linktype), made_up=True).instructions,
     }
     verdicts = Counter[bool]()
-    for packet in sample(100 * EFFORT, 7, [linktype]):
+    for packet in sample(60 * EFFORT, 7, [linktype]):
         if packet.captured < LENGTHS[linktype]:
             continue
         value = libpcap_run_packed(packed_once(plain), packet.data, packet.length)
@@ -102,7 +101,7 @@ def test_random_programs(linktype: int) -> None:
     rng = random.Random(linktype)
     outcomes = Counter[str]()
     made = [packet for packet in sample(60, 3, [linktype]) if packet.captured >= LENGTHS[linktype]]
-    while outcomes["same"] < 3000 * EFFORT:
+    while outcomes["same"] < 2000 * EFFORT:
         program = PROLOGUE + random_instructions(rng)
         if any(instruction.ancillary or instruction.k > bpf.SKF_AD_HATYPE for instruction in program):
             continue
