@@ -127,6 +127,25 @@ def compile_live(
     return Program(_checked_length(instructions, walk), linktype, snaplen, expression, target, chosen)
 
 
+def weaker(expression: str, *, netmask: int | None = None) -> str | None:
+    """An expression without extension terms that accepts every packet that an expression accepts; None where that is every packet at all.
+
+    One without extension terms is given back as it is. Raises the errors of `compile` for names and terms of pcapext's.
+
+    >>> weaker("tcp port 80 or 443"), weaker("ip6 and inner tcp"), weaker("inner tcp port 80")
+    ('tcp port 80 or 443', 'ip6 and (greater 0)', None)
+    """
+    if not _may_extend(expression):
+        return expression
+    from pcapext.parser import parse
+    from pcapext.resolve import resolve
+    from pcapext.weaken import weaken
+
+    tree = parse(expression)
+    extensions = resolve(expression, tree, netmask=netmask)
+    return weaken(expression, tree, extensions) if extensions else expression
+
+
 def for_kernel(program: Program, made_up: bool = False) -> Program:
     """A program that a stock kernel can run in place of another one: the walk written out where it loads flow keys.
 
