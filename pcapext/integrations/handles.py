@@ -92,7 +92,9 @@ class Checked(ABC):
         netmask = self._netmask(weak == filter) if isinstance(filter, str) else None
         if self.path is None:
             attached = attach(filter, self) if isinstance(filter, Program) else attach(filter, self, netmask=netmask, optimize=optimize)
-            if attached.where == "pcapext" and weak is not None:
+            # Linux shows filters in the kernel a tagged frame without its tag, and pcapext is given it with the tag: there, a filter in the
+            # kernel may be stronger than it reads.
+            if attached.where == "pcapext" and weak is not None and sys.platform != "linux":
                 self._set_library_filter(weak)
             return
         linktype = self.linktype

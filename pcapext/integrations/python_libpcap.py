@@ -26,7 +26,7 @@ from typing import Any
 from pcapext.attaching import attach
 from pcapext.bpf import MAXIMUM_SNAPLEN
 from pcapext.capture import open_offline
-from pcapext.compiler import compile, weaker
+from pcapext.compiler import compile
 from pcapext.errors import AttachWarning, CaptureError, LibpcapError, printable
 from pcapext.integrations import missing
 from pcapext.integrations.handles import FLOAT_ERROR, Checked
@@ -117,14 +117,14 @@ class Sniff(library.Sniff, Checked):  # type: ignore[misc]
             super().__init__(iface, count, promisc, snaplen, timeout, "", "", monitor, immediate_mode)  # to hear its own words
             super().close()
             raise
-        program, weak = compile(filters, linktype=linktype, netmask=0), weaker(filters, netmask=0)
+        program = compile(filters, linktype=linktype, netmask=0)
         state = _State(printable(iface), linktype, count, min(snaplen, MAXIMUM_SNAPLEN))
         try:
             if out_file:
                 state.dumper = _open_dumper(out_file, linktype, state.snaplen)
             before = _rings()
-            # Whole packets, which are cut here: it does not tell how long they were. What is left out there, the filter leaves out, too.
-            super().__init__(iface, -1, promisc, MAXIMUM_SNAPLEN, timeout, weak or "", "", monitor, immediate_mode, *args, **kwargs)
+            # Whole packets, which are cut here: it does not tell how long they were.
+            super().__init__(iface, -1, promisc, MAXIMUM_SNAPLEN, timeout, "", "", monitor, immediate_mode, *args, **kwargs)
             self._state = state
             interface = "" if iface == "any" else iface
             new = [number for key, number in _rings().items() if key not in before and sight(number).interface == interface]
@@ -154,7 +154,7 @@ class Sniff(library.Sniff, Checked):  # type: ignore[misc]
         return self._filtered.descriptor
 
     def clear_filter(self) -> None:
-        """Nothing: what libpcap leaves out, the filter leaves out, too."""
+        """Nothing: it has none."""
 
     def _set_library_filter(self, expression: str) -> None:
         raise CaptureError("python-libpcap sets filters only when it begins")
