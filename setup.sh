@@ -5,8 +5,8 @@
 #   PYTHON=python3.12 ./setup.sh    from another Python (read only while there is no .venv)
 #
 # On Debian and its relatives it also installs what the engine is built with, a C compiler and Python's headers; and what the
-# tests and the capture libraries need: clang, which fuzzes the engine, libpcap's headers, tcpdump, tshark, iproute2, zstd, lz4,
-# and netbase for names like `port http`. Elsewhere it says what is missing.
+# tests and the capture libraries need: clang, which fuzzes the engine, libpcap's headers, tcpdump, tshark, iproute2, iptables,
+# zstd, lz4, and netbase for names like `port http`. Elsewhere it says what is missing.
 set -eu
 cd "$(dirname "$0")"
 PATH=$PATH:/usr/sbin:/sbin # where ip and tcpdump may be, and a user's PATH may not look
@@ -38,6 +38,7 @@ missing() {
     command -v tcpdump >/dev/null || echo tcpdump
     command -v tshark >/dev/null || echo tshark
     command -v ip >/dev/null || echo iproute2
+    command -v iptables >/dev/null || echo iptables
     command -v zstd >/dev/null || echo zstd
     command -v lz4 >/dev/null || echo lz4
     # The names of ports and protocols.

@@ -108,6 +108,28 @@ def filter_zstd() -> Contestants:
     return compressed(HALF.compressed("zstd", ".zst"), "zstd -dc")
 
 
+def side_by_side(file: Path) -> Contestants:
+    """Two compressed files: the same one twice."""
+    command = (PCAPEXT, "filter", "-r", str(file), "-r", str(file), "-w", NOWHERE, PLAIN)
+    counting = (*command[:6], "--count", PLAIN)
+    return {
+        "pcapext, one core": process(*ONE_CORE, *command),
+        "pcapext, two cores": process(*command),
+        "pcapext --count, one core": process(*ONE_CORE, *counting),
+        "pcapext --count, two cores": process(*counting),
+    }
+
+
+@race(rounds=7, each=2 * HALF.packets)
+def filter_two_gzip() -> Contestants:
+    return side_by_side(HALF.compressed("gzip", ".gz"))
+
+
+@race(rounds=7, each=2 * HALF.packets)
+def filter_two_zstd() -> Contestants:
+    return side_by_side(HALF.compressed("zstd", ".zst"))
+
+
 @race(rounds=7, each=SMALL.packets)
 def filter_small() -> Contestants:
     """tshark is too slow for more."""

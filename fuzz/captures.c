@@ -50,7 +50,7 @@ static struct scanned scan(struct layout *layout, const uint8_t *buffer, uint32_
 {
     layout->pcapng.longest = layout->longest;
     return layout->is_pcapng ? scan_pcapng(&layout->pcapng, buffer, from, before, filled, records, capacity)
-                             : scan_pcap(&layout->pcap, buffer, from, before, filled, records, capacity);
+                             : scan_pcap(&layout->pcap, buffer, from, before, filled, records, capacity, NULL, NULL);
 }
 
 /* Learn what a block that is a section header or an interface says. 0 where there is no place for another interface. */
@@ -346,6 +346,26 @@ static void check_corrections(const struct plan *plan, const struct layout *layo
     free(corrected);
 }
 
+/* A scan that asks the packets at once finds the same records, and selects what the program says of each. */
+static void check_early(const struct layout *layout, const uint8_t *buffer, const struct record *records, uint32_t count,
+                        const struct program *program)
+{
+    struct record *found = memory(count * sizeof *found);
+    uint32_t *selected = memory(count * sizeof *selected), end = records[count - 1].end, at = 0;
+    struct scanned scanned = scan_pcap(&layout->pcap, buffer, records[0].start, end, end, found, count, program, selected);
+    CHECK(scanned.count == count && scanned.end == end);
+    for (uint32_t index = 0; index < count; index++) {
+        CHECK(found[index].start == records[index].start && found[index].data == records[index].data);
+        if (program_run(program, buffer + found[index].data, found[index].caplen, found[index].wirelen) == 0)
+            continue;
+        CHECK(at < scanned.accepted && selected[at] == index);
+        at++;
+    }
+    CHECK(at == scanned.accepted);
+    free(selected);
+    free(found);
+}
+
 static void use_records(const struct plan *plan, struct layout *layout, const uint8_t *buffer, const struct record *records, uint32_t count)
 {
     int fault;
@@ -378,6 +398,8 @@ static void use_records(const struct plan *plan, struct layout *layout, const ui
     CHECK(match_records(programs, buffer, records, count, blocks, counted, &at, each) == matched && at == length);
     CHECK(memcmp(selected, counted, length * sizeof *selected) == 0);
 
+    if (!layout->is_pcapng && count)
+        check_early(layout, buffer, records, count, odd);
     check_copies(plan, layout, buffer, records, selected, length);
     check_conversions(plan, layout, buffer, records, selected, length);
     if (!blocks) {

@@ -30,6 +30,7 @@ __all__ = [
     "FilterError",
     "Instruction",
     "LibpcapError",
+    "LiveCapture",
     "Packet",
     "PcapextError",
     "Program",
@@ -41,6 +42,7 @@ __all__ = [
     "compile",
     "count",
     "filter_file",
+    "open_live",
     "open_offline",
     "read_program",
 ]
@@ -50,11 +52,13 @@ __version__ = "0.1.0"
 #: Names that load more than compiling needs, and the modules they are in.
 _LAZY = {
     "Attachment": "pcapext.attaching",
+    "LiveCapture": "pcapext.live",
     "Packet": "pcapext.capture",
     "WalkSettings": "pcapext.encapsulation",
     "attach": "pcapext.attaching",
     "count": "pcapext.filtering",
     "filter_file": "pcapext.filtering",
+    "open_live": "pcapext.live",
     "open_offline": "pcapext.capture",
     "read_program": "pcapext.textforms",
 }

@@ -2,6 +2,6 @@
 
 import sys
 
-from pcapext.cli import main
+from pcapext.cli import run
 
-sys.exit(main())
+sys.exit(run())

@@ -26,20 +26,21 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 from pcapext import bpf
-from pcapext.bpf import Instruction, Program
+from pcapext.bpf import Ancillary, Instruction, Program
 from pcapext.compiler import compile, compile_live, for_kernel
 from pcapext.errors import AttachError, AttachWarning, KernelLacksError, PcapextError, ProgramError
+from pcapext.flowkeys import KEY_BY_K
+from pcapext.kernel_filter import no_memory
 from pcapext.pcap_bridge import linktype_name
 from pcapext.sockets import Sight, await_filters, drain, identity, read_filter, remove_filter, set_filter, sight
 
 EN10MB, RAW, LINUX_SLL, LINUX_SLL2 = 1, 12, 113, 276
 
 #: The link types of frames on a SOCK_RAW packet socket, with the ARPHRD types of their interfaces (include/uapi/linux/if_arp.h), as
-#: libpcap has them (pcap-linux.c, map_arphrd_to_dlt). PPP, which it captures cooked, has no header on a packet socket.
+#: libpcap has them (pcap-linux.c, map_arphrd_to_dlt). PPP and raw IP, which it captures cooked, have no header there.
 HATYPES: dict[int, tuple[int, ...]] = {
     EN10MB: (1, 23, 772),  # Ethernet, Metricom, loopback
     RAW: (15, 256, 257, 258, 259, 264, 512, 518, 519, 768, 776, 0xFFFE),  # DLCI, SLIP, PPP, raw HDLC, raw IP, tunnels, none
@@ -66,8 +67,6 @@ LINKTYPE_BY_HATYPE = {hatype: linktype for linktype, hatypes in HATYPES.items() 
 #: A program that rejects everything.
 _REJECTING = bytes(Program((Instruction(bpf.RET_K),)))
 
-_OPTMEM = Path("/proc/sys/net/core/optmem_max")
-
 
 class Source(Protocol):
     """Whatever reads packets through libpcap, and lets itself be told to check them."""
@@ -81,7 +80,8 @@ class Source(Protocol):
 
     def check_until(self, time_ns: int | None, matches: Callable[[bytes, int], bool]) -> None:
         """From now on give packets only if `matches(data, wirelen)`: until the first one with a stamp of `time_ns` (ns since 1970) or
-        later, for ever if that is None. It takes the place of what was told before.
+        later, for ever if that is None. It takes the place of what was told before. The stamps are those of the system's clock: a
+        source with others has to check until it has given all that was captured when this was called.
         """
 
     def clear_filter(self) -> None:
@@ -104,12 +104,9 @@ class Attachment:
     _identity: tuple[int, int] | None
 
     def __str__(self) -> str:
-        size = f"{len(self.program)} instructions"
-        return (
-            f"the kernel filters the {self._shown}: {size}"
-            if self.where == "kernel"
-            else f"pcapext filters the {self._shown}: {self.reason}"
-        )
+        if self.where == "kernel":
+            return f"the kernel filters the {self._shown}: {len(self.program)} instructions"
+        return f"pcapext filters the {self._shown}: {self.reason}"
 
     def __enter__(self) -> Attachment:
         return self
@@ -165,7 +162,8 @@ def attach(
     of `compile`.
 
     >>> import socket
-    >>> attach("inner tcp port 80", socket.socket())
+    >>> with socket.socket() as place:
+    ...     attach("inner tcp port 80", place)
     Traceback (most recent call last):
     pcapext.errors.AttachError: socket of AF_INET, SOCK_STREAM: no filter for packets can be attached to it, expected a packet socket ...
     """
@@ -193,6 +191,8 @@ def attach(
         if source is None:
             raise KernelLacksError(f"{spot}: {reason}") from error
         program = _for_userland(filter, spot, settings)
+        if lacking := [word.name for word in map(_kernel_word, program) if word]:
+            raise AttachError(f"{spot}: {reason}; nor can pcapext run it, which has no ancillary word {lacking[0]}") from error
         _check_in_userland(program, descriptor, spot, source)
         attachment = Attachment("pcapext", program, reason, place, str(spot), identity(descriptor))
         warnings.warn(str(attachment), AttachWarning, stacklevel=2)
@@ -255,13 +255,13 @@ def _spot(descriptor: int, source: Source | None) -> Spot:
     try:
         seen = sight(descriptor)
     except OSError as error:
-        if error.errno == errno.ENOTSOCK and source:
+        if error.errno == errno.ENOTSOCK and source is not None:
             return Spot("capture", (source.linktype,), is_packet_socket=False, reason="what it reads from is no packet socket")
-        words = {errno.EBADF: "is closed", errno.ENOTSOCK: "is no socket"}.get(
-            error.errno or 0, f"is no place for a filter: {error.strerror}"
-        )
-        raise AttachError(f"descriptor {descriptor} {words}" if descriptor >= 0 else "the place is closed") from None
-    if source:
+        if descriptor < 0:
+            raise AttachError("the place is closed") from None
+        words = {errno.EBADF: "it is closed", errno.ENOTSOCK: "it is no socket"}
+        raise AttachError(f"descriptor {descriptor}: {words.get(error.errno or 0, error.strerror)}") from None
+    if source is not None:
         return _spot_of_source(seen, source.linktype)
     if seen.ring:
         raise AttachError(f"{seen}: it has a ring buffer, which only its owner can read; attach the filter to the handle that owns it")
@@ -321,6 +321,12 @@ def _for_userland(filter: str | Program, spot: Spot, settings: dict[str, Any]) -
     return filter if isinstance(filter, Program) else compile(filter, linktype=spot.linktype, **settings)
 
 
+def _kernel_word(instruction: Instruction) -> Ancillary | None:
+    """The ancillary word that an instruction loads, if the kernel alone has it."""
+    word = instruction.ancillary
+    return word if word and word.k not in KEY_BY_K else None
+
+
 def _test_hatype(hatypes: Iterable[int]) -> tuple[Instruction, ...]:
     """Instructions that reject what comes from other kinds of interfaces. They leave the registers as they are at the begin."""
     tests = [*hatypes]
@@ -348,7 +354,7 @@ def _install(program: Program, descriptor: int, spot: Spot, check: _Check | None
             raise AttachError(f"{spot}: {error.strerror}") from error
         before = None
     # On a socket that nobody uses: it has the same limits, and what the kernel refuses is known before anything is lost.
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as scratch, _in_words(spot, program):
+    with _in_words(spot, program), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as scratch:
         set_filter(scratch.fileno(), bytes(program))
     with _in_words(spot, program):
         set_filter(descriptor, _REJECTING)
@@ -397,13 +403,11 @@ def _in_words(spot: object, program: Program) -> Iterator[None]:
     except OSError as error:
         match error.errno:
             case errno.ENOMEM:
-                limit = f"{_OPTMEM.read_text().strip()} bytes" if _OPTMEM.exists() else "of unknown size"
-                raise KernelLacksError(
-                    f"{spot}: the kernel has no memory for a program of {len(program)} instructions; "
-                    f"the limit for a socket is net.core.optmem_max, {limit}"
-                ) from error
+                raise KernelLacksError(f"{spot}: {no_memory(len(program))}") from error
             case errno.EPERM:
                 raise AttachError(f"{spot}: its filter is locked (SO_LOCK_FILTER) and cannot be changed") from error
+            case errno.EINVAL:
+                raise AttachError(f"{spot}: the kernel does not take the program, and does not say why") from error
             case errno.EBUSY:
                 raise AttachError(f"{spot}: somebody else attaches filters to it") from error
             case _:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, overload
 
 from pcapext.errors import ProgramError
 from pcapext.flowkeys import FLOW_KEYS, SKF_AD_OFF
+from pcapext.slotted import dataclass, field
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -332,7 +332,7 @@ class Program(Sequence[Instruction]):
             matcher = matcher_of(self.instructions, self.linktype, self.settings)
             object.__setattr__(self, "_matcher", matcher)
         if wirelen is None and type(packet) is bytes and (length := len(packet)) <= U32:  # the quick way for what is usual
-            value: int = matcher.call(packet, length, length)
+            value: int = matcher.run_whole(matcher.pointer, packet, length)
             if value >= 0:
                 return value != 0
         return bool(matcher.run(packet, wirelen))

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NoReturn
 
 from pcapext.bpf import ANCILLARY, JA, LDX_MSH, OPCODES, RET_A, U32, Instruction, Operand
 from pcapext.errors import ProgramError, printable
+from pcapext.slotted import dataclass
 
 #: Blanks and comments. A `#` begins a comment only in the first column. No two alternatives begin alike, so that a
 #: match takes linear time.

@@ -12,7 +12,6 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pcapext.bpf import MAXIMUM_SNAPLEN, U32, Program
@@ -23,6 +22,7 @@ from pcapext.outputs import is_pcapng
 from pcapext.records import Batch, Chunk, Input, Portion, open_input
 from pcapext.selection import Filter, Selected, Selector
 from pcapext.sinks import Sink, open_sink
+from pcapext.slotted import dataclass
 
 if TYPE_CHECKING:
     from pcapext.records import Origin
@@ -189,8 +189,8 @@ def open_offline(origin: Origin, filter: str | Program | Filter | None = None, *
 class Writer(AbstractContextManager["Writer"]):
     """A capture being written. Made by `create`.
 
-    The file is there when it is closed; until then, and if an exception ends it, there is only OUT.part. What cannot be written, for
-    example to a full disk, is a `CaptureError` at the latest when it is closed. Where the reader of a pipe has gone, the
+    The file is there when it is closed; until then, and if an exception ends it, there is only OUT.part, unless it `grows`. What cannot be
+    written, for example to a full disk, is a `CaptureError` at the latest when it is closed. Where the reader of a pipe has gone, the
     error's `__cause__` is a `BrokenPipeError`.
     """
 
@@ -274,9 +274,16 @@ class Writer(AbstractContextManager["Writer"]):
 
 
 def create(
-    path: FilePath, *, like: Capture | None = None, linktype: int = 1, snaplen: int = MAXIMUM_SNAPLEN, nanoseconds: bool = False
+    path: FilePath,
+    *,
+    like: Capture | None = None,
+    linktype: int = 1,
+    snaplen: int = MAXIMUM_SNAPLEN,
+    nanoseconds: bool = False,
+    grows: bool = False,
 ) -> Writer:
-    """Open a capture to write; "-" is standard output. A file that exists is replaced, when all is written.
+    """Open a capture to write; "-" is standard output. A file that exists is replaced when all is written, or now if the new one `grows`:
+    then others can read it while it is written, up to where it was flushed.
 
     The name says whether it is pcapng (.pcapng) or pcap, and how it is compressed (.gz, .zst, .lz4). With `like` it gets the link
     type, the snap length and the precision of that capture, and must not be the file that this reads. Otherwise `linktype` is a
@@ -288,7 +295,7 @@ def create(
         inputs = [like.stat] if like.stat else []
     else:
         header = _header(linktype, snaplen, nanoseconds)
-    sink = open_sink(path, inputs=inputs)
+    sink = open_sink(path, inputs=inputs, grows=grows)
     try:
         return Writer(sink, header, is_pcapng(path))
     except BaseException:

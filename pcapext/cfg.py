@@ -21,7 +21,6 @@ Values, tests and blocks are interned: equal ones are the same object. So what i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 from itertools import pairwise
@@ -30,6 +29,7 @@ from typing import TypeAlias
 
 from pcapext.flowkeys import KEY_BY_NAME
 from pcapext.interned import Interned
+from pcapext.slotted import dataclass
 
 U32 = 0xFFFF_FFFF
 

@@ -1,4 +1,4 @@
-"""The command line: `pcapext compile | filter | keys | assemble | disassemble | check`.
+"""The command line: `pcapext compile | filter | capture | keys | assemble | disassemble | check`.
 
 In:  arguments, files, standard input.
 Out: results on standard output, all else on standard error; exit status 0, 1 for an error, 2 for wrong usage.
@@ -10,6 +10,7 @@ Flags mean what they mean in tcpdump. Each command is one function; what it need
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import re
 import sys
@@ -19,10 +20,20 @@ from typing import TYPE_CHECKING, Any
 from pcapext.bpf import MAXIMUM_SNAPLEN, Program
 from pcapext.cli_arguments import BOUNDS, Command, parser
 from pcapext.compiler import compile
+from pcapext.dump import STYLES
 from pcapext.errors import PcapextError, ProgramError, SettingsError, printable
 
 if TYPE_CHECKING:
     from pcapext.selection import Filter
+
+
+def run() -> int:
+    """Run the command that this process is for; the exit status."""
+    # What is loaded stays to the end. To look through it for garbage, again and again and once more at the exit, takes 10 ms.
+    gc.set_threshold(100_000)
+    status = main()
+    gc.freeze()
+    return status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,6 +79,13 @@ def _finish_output() -> None:
 def _compile(options: argparse.Namespace) -> int:
     linktype: str | int
     linktype, snaplen = "EN10MB", MAXIMUM_SNAPLEN
+    target = options.target or "flowkeys"
+    if options.format not in STYLES:
+        from pcapext.elsewhere import PLACES
+
+        target = options.target or "classic"
+        if options.format in PLACES:
+            linktype = PLACES[options.format].linktype
     if options.read:
         from pcapext.capture import open_offline
 
@@ -77,8 +95,16 @@ def _compile(options: argparse.Namespace) -> int:
         linktype = options.linktype
     if options.snaplen is not None:
         snaplen = options.snaplen
-    program = _filter_program(options, linktype, snaplen, _chosen_settings(options))
-    print(program.dump(options.format), end="")
+    program = compile(
+        _expression(options),
+        linktype=linktype,
+        snaplen=snaplen,
+        netmask=options.netmask,
+        optimize=options.optimize,
+        target=target,
+        **_chosen_settings(options),
+    )
+    _print_program(program, options.format)
     if program.flow_keys:
         words = ", ".join(f"[{key}]" for key in program.flow_keys)
         print(f"pcapext: note: a stock kernel refuses {words}; {_RUN_ANYWHERE}", file=sys.stderr)
@@ -88,25 +114,47 @@ def _compile(options: argparse.Namespace) -> int:
 _RUN_ANYWHERE = "-t classic gives a program without them"
 
 
+def _print_program(program: Program, format: str) -> None:
+    if format in STYLES:
+        print(program.dump(format), end="")
+    elif format == "savefile":
+        from pcapext.savefile import write_savefile
+
+        sys.stdout.buffer.write(write_savefile(program))
+    else:
+        from pcapext.elsewhere import command_text
+
+        print(command_text(program, format), end="")
+
+
 def _expression(options: argparse.Namespace) -> str:
     """The expression: from -F, where # begins a comment as in tcpdump, or the arguments put together with spaces."""
     if options.file is None:
         return " ".join(options.expression)
-    return re.sub("#[^\n]*", "", _read_text(options.file))
+    return re.sub("#[^\n]*", "", _text(_read_bytes(options.file), options.file))
 
 
-def _read_text(path: str) -> str:
-    """The text of a file; "-" is standard input."""
-    name = "standard input" if path == "-" else printable(path)
+def _name(path: str) -> str:
+    return "standard input" if path == "-" else printable(path)
+
+
+def _read_bytes(path: str) -> bytes:
+    """The bytes of a file; "-" is standard input."""
     try:
         with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
-            return file.read().decode()
-    except UnicodeDecodeError as error:
-        raise PcapextError(f"{name}: byte {error.start} is not UTF-8 text") from None
+            return file.read()
     except OSError as error:
-        raise PcapextError(f"{name}: {error.strerror}") from None
+        raise PcapextError(f"{_name(path)}: {error.strerror}") from None
     except ValueError as error:  # a NUL character in the path
-        raise PcapextError(f"{name}: {error}") from None
+        raise PcapextError(f"{_name(path)}: {error}") from None
+
+
+def _text(octets: bytes, path: str) -> str:
+    """The text that was read from a file."""
+    try:
+        return octets.decode()
+    except UnicodeDecodeError as error:
+        raise PcapextError(f"{_name(path)}: byte {error.start} is not UTF-8 text") from None
 
 
 def _chosen_settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -122,51 +170,49 @@ def _chosen_settings(options: argparse.Namespace) -> dict[str, Any]:
     return chosen
 
 
-def _filter_program(options: argparse.Namespace, linktype: str | int, snaplen: int, settings: dict[str, Any]) -> Program:
-    """The program of the expression."""
-    return compile(
-        _expression(options),
-        linktype=linktype,
-        snaplen=snaplen,
-        netmask=options.netmask,
-        optimize=options.optimize,
-        target=options.target,
-        **settings,
-    )
-
-
 def _filter_for(options: argparse.Namespace, expression: str | None = None) -> Filter:
-    """The filter of an expression, or of the arguments: of theirs, or the one given with --program, whose settings flags replace."""
+    """The filter of an expression, or of the arguments."""
     from pcapext.selection import Filter
 
+    source, settings = _filter_source(options, expression)
+    return Filter(source, adapt=True, **settings)
+
+
+def _filter_source(options: argparse.Namespace, expression: str | None = None) -> tuple[str | Program, dict[str, Any]]:
+    """An expression, unless told that of the arguments, and what to compile it with; or the program given with --program, whose
+    settings flags replace.
+    """
     settings = _chosen_settings(options)
     if options.program is None:
         chosen = _expression(options) if expression is None else expression
-        return Filter(chosen, netmask=options.netmask, optimize=options.optimize, **settings)
+        return chosen, {"netmask": options.netmask, "optimize": options.optimize, **settings}
     if options.expression or options.file is not None:
         options.usage_error("argument --program: not allowed with a filter")
-    from dataclasses import replace
+    from pcapext.slotted import replace
 
     program = _read_program(options.program)
     if settings:
         from pcapext.encapsulation import WalkSettings
 
         program = replace(program, settings=WalkSettings(**settings))
-    return Filter(program, adapt=True)
+    return program, {}
 
 
 def _read_program(path: str, form: str | None = None) -> Program:
     """The program in a file; "-" is standard input."""
+    from pcapext.savefile import SIGNATURE, read_savefile
     from pcapext.textforms import read_program
 
-    text = _read_text(path)
+    octets = _read_bytes(path)
     try:
-        return read_program(text, form)
+        if form == "savefile" or (form is None and octets.startswith((SIGNATURE[:4], SIGNATURE[3::-1]))):
+            return read_savefile(octets)
+        return read_program(_text(octets, path), form)
     except ProgramError as error:
-        raise ProgramError(f"{'standard input' if path == '-' else path}: {error}") from None
+        raise ProgramError(f"{_name(path)}: {error}") from None
 
 
-# --- filter, keys
+# --- filter, capture, keys
 
 
 def _filter(options: argparse.Namespace) -> int:
@@ -175,6 +221,14 @@ def _filter(options: argparse.Namespace) -> int:
     from pcapext.cli_filter import run_filter
 
     return run_filter(options, partial(_filter_for, options))
+
+
+def _capture(options: argparse.Namespace) -> int:
+    from functools import partial
+
+    from pcapext.cli_capture import run_capture
+
+    return run_capture(options, partial(_filter_source, options))
 
 
 def _keys(options: argparse.Namespace) -> int:
@@ -205,7 +259,13 @@ def _keys(options: argparse.Namespace) -> int:
 
 
 def _assemble(options: argparse.Namespace) -> int:
-    print(_read_program(options.source, options.input).dump(options.format), end="")
+    program = _read_program(options.source, options.input)
+    if options.linktype is not None:
+        from pcapext.pcap_bridge import linktype_number
+        from pcapext.slotted import replace
+
+        program = replace(program, linktype=linktype_number(options.linktype))
+    _print_program(program, options.format)
     return 0
 
 
@@ -222,6 +282,7 @@ def _check(options: argparse.Namespace) -> int:
 _COMMANDS: dict[str, Command] = {
     "compile": _compile,
     "filter": _filter,
+    "capture": _capture,
     "keys": _keys,
     "assemble": _assemble,
     "disassemble": _assemble,

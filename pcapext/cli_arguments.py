@@ -19,18 +19,30 @@ from pcapext.errors import PcapextError
 
 Command = Callable[[argparse.Namespace], int]
 
+#: The largest number in a C int; the longest that a capture may be told to last, in seconds: 31 years.
+_INT, _LONGEST_DURATION = 0x7FFF_FFFF, 10**9
+#: The forms that a program is printed in and read from: `pcapext.dump`'s, and those of `pcapext.elsewhere` and `pcapext.savefile`.
+PRINTED = (*STYLES, "iptables", "tc", "savefile")
+READ = (*STYLES, "savefile")
+_PRINTED_HELP = "; iptables and tc are what these tools take as bytecode; savefile, experimental, is libpcap's draft of a binary format"
+
 
 def parser(commands: Mapping[str, Command], chosen: str | None) -> argparse.ArgumentParser:
     """The parser; `chosen` is the first argument. What it parses has the function as `command`, and `usage_error` to end with."""
-    made = argparse.ArgumentParser(prog="pcapext", description="tcpdump's filters, for the innermost headers of tunnelled packets too")
+    # Each argument that is added is formatted, to see that it can be. With a width of its own, that does not load shutil.
+    narrow = partial(argparse.HelpFormatter, width=80)
+    description = "tcpdump's filters, for the innermost headers of tunnelled packets too"
+    made = argparse.ArgumentParser(prog="pcapext", description=description, formatter_class=narrow)
     made.add_argument("--version", action=_Version, nargs=0, help="print the version, and libpcap's and where it is")
     # Named here, the program is not put together from the help, which would load much.
     added_commands = made.add_subparsers(required=True, metavar="COMMAND", prog="pcapext")
     for name, (summary, add_arguments) in _COMMANDS.items():
-        added = added_commands.add_parser(name, help=summary, description=summary)
+        added = added_commands.add_parser(name, help=summary, description=summary, formatter_class=narrow)
         added.set_defaults(command=commands[name], usage_error=added.error)
         if name == chosen:
             add_arguments(added)
+        added.formatter_class = argparse.HelpFormatter
+    made.formatter_class = argparse.HelpFormatter
     return made
 
 
@@ -104,13 +116,23 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _expression_arguments(added: argparse.ArgumentParser) -> None:
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number") from None
+    if not 0 < seconds <= _LONGEST_DURATION:
+        raise argparse.ArgumentTypeError(f"{text} is out of range, expected more than 0 and at most {_LONGEST_DURATION}")
+    return seconds
+
+
+def _expression_arguments(added: argparse.ArgumentParser, netmask: int | None = 0, shown: str = "0.0.0.0") -> None:
     added.add_argument("expression", nargs="*", metavar="EXPR", help="the filter; its parts are put together with spaces")
     added.add_argument("-F", dest="file", metavar="FILE", help="take the filter from a file, - for standard input, instead")
     # tcpdump's -O stands for none at all. What is asked for last counts.
     added.add_argument("-O", dest="optimize", action="store_const", const=0, default=1, help="do not optimize")
     added.add_argument("-O2", dest="optimize", action="store_const", const=2, help="optimize libpcap's programs further")
-    added.add_argument("--netmask", type=_netmask, default=0, metavar="MASK", help="the network's, for 'ip broadcast' (0.0.0.0)")
+    added.add_argument("--netmask", type=_netmask, default=netmask, metavar="MASK", help=f"the network's, for 'ip broadcast' ({shown})")
     settings = added.add_argument_group("settings of the walk through the headers")
     settings.add_argument(
         "--tunnel-port",
@@ -131,12 +153,13 @@ def _compile_arguments(added: argparse.ArgumentParser) -> None:
     styles = added.add_mutually_exclusive_group()
     for style, shown in (("d", "as text"), ("dd", "as a C array"), ("ddd", "as decimal numbers")):
         styles.add_argument(f"-{style}", dest="format", action="store_const", const=style, help=f"print it {shown}")
-    styles.add_argument("--format", choices=STYLES, help="print it in this form (d)")
+    styles.add_argument("--format", choices=PRINTED, help=f"print it in this form (d){_PRINTED_HELP}")
     added.set_defaults(format="d")
-    added.add_argument("-y", dest="linktype", type=_linktype, metavar="LINKTYPE", help="link type, libpcap's name or number (EN10MB)")
+    linktype = "link type, libpcap's name or number (EN10MB, for iptables RAW)"
+    added.add_argument("-y", dest="linktype", type=_linktype, metavar="LINKTYPE", help=linktype)
     added.add_argument("-s", dest="snaplen", type=_snaplen, metavar="SNAPLEN", help="bytes to keep of a packet (262144)")
     added.add_argument("-r", dest="read", metavar="FILE", help="take link type and snap length from a capture")
-    added.add_argument("-t", dest="target", default="flowkeys", choices=TARGETS, help="the form of program (flowkeys)")
+    added.add_argument("-t", dest="target", choices=TARGETS, help="the form of program (flowkeys; for iptables, tc and savefile classic)")
     _expression_arguments(added)
 
 
@@ -157,6 +180,41 @@ def _filter_arguments(added: argparse.ArgumentParser) -> None:
     _expression_arguments(added)
 
 
+def _capture_arguments(added: argparse.ArgumentParser) -> None:
+    shown = added.add_mutually_exclusive_group()
+    added.add_argument("-i", dest="device", metavar="IFACE", help="the interface, or its number in the list of -D; any for all")
+    shown.add_argument("-D", dest="show_devices", action="store_true", help="print the interfaces")
+    shown.add_argument("-L", dest="show_linktypes", action="store_true", help="print the link types that the interface has")
+    shown.add_argument("-J", dest="show_timestamp_types", action="store_true", help="print the types of time stamps that it has")
+    _program_argument(added)
+    write = "write the packets to a capture: pcapng if it is called .pcapng, compressed if .gz, .zst or .lz4; - for standard output"
+    added.add_argument("-w", dest="write", metavar="OUT", help=write)
+    added.add_argument("-c", dest="packets", type=_whole_number(1), metavar="N", help="stop after N packets")
+    added.add_argument("--duration", type=_seconds, metavar="S", help="stop after S seconds")
+    flush = "hand each packet on at once: to the file that is written, or to standard output"
+    added.add_argument("-U", "--packet-buffered", dest="flushes", action="store_true", help=flush)
+    added.add_argument("-l", dest="flushes_lines", action="store_true", help="print each line at once, to a pipe too")
+    added.add_argument("-n", action="store_true", help="nothing: addresses and ports are printed as numbers in any case")
+    settings = added.add_argument_group("settings of the capture")
+    settings.add_argument(
+        "-s", "--snapshot-length", dest="snaplen", type=_snaplen, metavar="SNAPLEN", help="bytes to keep of a packet (262144)"
+    )
+    promiscuous = "see only what is for this host, if the interface lets choose"
+    settings.add_argument("-p", "--no-promiscuous-mode", dest="promiscuous", action="store_false", default=None, help=promiscuous)
+    settings.add_argument("-I", "--monitor-mode", dest="monitor", action="store_true", help="monitor mode, of a wireless interface")
+    buffer = "the kernel's buffer for packets, in KiB (2048)"
+    settings.add_argument("-B", "--buffer-size", dest="buffer_size", type=_whole_number(1, _INT // 1024), metavar="KIB", help=buffer)
+    direction = "packets that the interface receives, that it sends, or both (inout)"
+    settings.add_argument("-Q", "--direction", dest="direction", choices=("in", "out", "inout"), help=direction)
+    settings.add_argument("-y", "--linktype", dest="linktype", type=_linktype, metavar="LINKTYPE", help="one of the link types of -L")
+    immediate = "have packets from the kernel one by one, not in batches, as if lines go to a terminal"
+    settings.add_argument("--immediate-mode", dest="immediate", action="store_true", help=immediate)
+    settings.add_argument("-j", "--time-stamp-type", dest="timestamp_type", metavar="TYPE", help="one of the types of -J")
+    precision = "of times in the file that is written (micro)"
+    settings.add_argument("--time-stamp-precision", dest="precision", choices=("micro", "nano"), default="micro", help=precision)
+    _expression_arguments(added, netmask=None, shown="the interface's")
+
+
 def _keys_arguments(added: argparse.ArgumentParser) -> None:
     added.add_argument("-r", dest="read", metavar="IN", required=True, help="the capture to read, - for standard input")
     _program_argument(added)
@@ -166,18 +224,21 @@ def _keys_arguments(added: argparse.ArgumentParser) -> None:
 
 def _program_text_arguments(added: argparse.ArgumentParser) -> None:
     added.add_argument("source", nargs="?", default="-", metavar="FILE", help="the program (standard input)")
-    added.add_argument("--input", choices=STYLES, help="the form it is in (what it looks like)")
+    added.add_argument("--input", choices=READ, help="the form it is in (what it looks like)")
 
 
 def _assemble_arguments(added: argparse.ArgumentParser, format: str = "bytecode") -> None:
     _program_text_arguments(added)
-    added.add_argument("--format", choices=STYLES, default=format, help=f"the form to print it in ({format})")
+    added.add_argument("--format", choices=PRINTED, default=format, help=f"the form to print it in ({format}){_PRINTED_HELP}")
+    linktype = "link type that it is for, libpcap's name or number (what it says, or EN10MB)"
+    added.add_argument("-y", dest="linktype", type=_linktype, metavar="LINKTYPE", help=linktype)
 
 
 #: What each command does, and what gives it its arguments.
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "compile": ("print the program of a filter", _compile_arguments),
     "filter": ("pick packets out of captures", _filter_arguments),
+    "capture": ("pick packets that come in on an interface", _capture_arguments),
     "keys": ("print the flow keys of the packets of a capture", _keys_arguments),
     "assemble": ("read a program in any form and print its numbers", _assemble_arguments),
     "disassemble": ("read a program in any form and print it as text", partial(_assemble_arguments, format="d")),

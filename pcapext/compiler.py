@@ -293,7 +293,6 @@ def _compile_extended(
     from pcapext.optimize import finish, improve
     from pcapext.optimize.gather import gather
     from pcapext.parser import parse
-    from pcapext.prepare import lower_improved
     from pcapext.resolve import resolve
 
     tree = parse(expression)
@@ -322,6 +321,8 @@ def _compile_extended(
             raise FilterError(REJECTS_ALL, expression, Span(0, len(expression)))
     walk = settings or DEFAULT_SETTINGS
     if optimize and target == "classic":
+        from pcapext.prepare import lower_improved
+
         lowered = lower_improved(cfg, link_layer, walk, improve)
     else:
         lowered = (lower if target == "classic" else lower_in_place)(cfg, link_layer, walk)

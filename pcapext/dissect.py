@@ -33,12 +33,12 @@ from __future__ import annotations
 
 import mmap
 from collections import Counter
-from dataclasses import dataclass, replace
 
 from pcapext import encapsulation as table
 from pcapext.encapsulation import DEFAULT_SETTINGS, ETHERNET, IPV4, IPV6, WalkSettings
 from pcapext.flowkeys import NO_ETHERNET, FlowKeys
 from pcapext.layout import Always, ByEtherType, ByNibble, ByNumber, Encapsulation, Extensions, Next
+from pcapext.slotted import dataclass, replace
 
 #: What a packet may come as.
 Buffer = bytes | bytearray | memoryview | mmap.mmap

@@ -7,7 +7,6 @@ Out: its text, ending in a newline. `pcapext.textforms` reads every style back: 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 from pcapext.bpf import OPCODE_BY_CODE, Instruction, Operand, Program
@@ -151,7 +150,7 @@ def _json(program: Program) -> str:
         "target": program.target,
     }
     if program.settings is not None:
-        chosen = {field.name: getattr(program.settings, field.name) for field in dataclasses.fields(program.settings)}
+        chosen = {name: getattr(program.settings, name) for name in program.settings.__match_args__}
         head["settings"] = chosen | {"tunnel_ports": dict(program.settings.tunnel_ports)}
     fields = "".join(f"  {json.dumps(name)}: {json.dumps(value)},\n" for name, value in head.items())
     rows = ",\n".join(f"    {json.dumps({'code': i.code, 'jt': i.jt, 'jf': i.jf, 'k': i.k})}" for i in program)

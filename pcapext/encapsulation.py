@@ -11,7 +11,6 @@ and the tests read them; none of them knows a header of its own.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from reprlib import repr as shortened
 from types import MappingProxyType
 
@@ -32,6 +31,7 @@ from pcapext.layout import (
     Next,
     Prefix,
 )
+from pcapext.slotted import dataclass, field
 
 IPV4, IPV6, MPLS, MPLS_MULTICAST, NSH = 0x0800, 0x86DD, 0x8847, 0x8848, 0x894F
 ETHERNET = 0x6558

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from unicodedata import category, east_asian_width
+
+from pcapext.slotted import dataclass
 
 #: Characters an expression may take in a message before it is cut around the place that is wrong.
 WIDTH = 76

@@ -12,10 +12,10 @@ headers or bytes it names.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from pcapext.errors import Span
+from pcapext.slotted import dataclass
 from pcapext.syntax import And, Arithmetic, Encap, Not, Or, Relation
 
 Resolved: TypeAlias = And | Or | Not | Relation | Encap

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pcapext.bpf import Program
@@ -19,6 +18,7 @@ from pcapext.outputs import Counting, PcapngOutput, PcapOutput, is_pcapng, large
 from pcapext.records import read_head
 from pcapext.selection import Filter
 from pcapext.sinks import open_sink
+from pcapext.slotted import dataclass
 from pcapext.streams import open_stream
 from pcapext.workers import Run, Task
 

@@ -10,7 +10,7 @@ refuses a program that holds one of them and can never misread it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pcapext.slotted import dataclass
 
 #: Where the kernel's ancillary words begin (SKF_AD_OFF, include/uapi/linux/filter.h), as an unsigned k.
 SKF_AD_OFF = 0xFFFF_F000

@@ -12,11 +12,11 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import IntEnum
 
 from pcapext.bpf import MAXIMUM_SNAPLEN
 from pcapext.errors import CaptureError
+from pcapext.slotted import dataclass
 
 #: "<" or ">", as struct knows them: the order of this machine, in which files are written.
 NATIVE = "<" if sys.byteorder == "little" else ">"

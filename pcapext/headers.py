@@ -9,9 +9,8 @@ no words of the language for a protocol: `transport`, the transport header whate
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from pcapext.flowkeys import NO_ETHERNET
+from pcapext.slotted import dataclass
 
 ETHERTYPE_IP = 0x0800
 ETHERTYPE_ARP = 0x0806

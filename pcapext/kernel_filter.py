@@ -1,7 +1,7 @@
 """Whether the running Linux kernel takes a classic BPF program on a packet socket, and why not.
 
-In:  a program, or the descriptor of a socket.
-Out: reasons, and numbers of instructions.
+In:  a program.
+Out: the reason, or None.
 
 libpcap tells no caller that the kernel has refused a program: it writes a line on standard error and filters itself, at the cost of a
 copy of every packet, and by an interpreter that lacks the kernel's ancillary words. So a program is tried before libpcap gets it.
@@ -9,10 +9,8 @@ copy of every packet, and by an interpreter that lacks the kernel's ancillary wo
 
 from __future__ import annotations
 
-import os
 import socket
-import struct
-from errno import EINVAL, ENOMEM
+from errno import ENOMEM
 from pathlib import Path
 
 from pcapext.bpf import (
@@ -26,11 +24,7 @@ from pcapext.bpf import (
     Program,
 )
 from pcapext.flowkeys import SKF_AD_OFF
-from pcapext.pcap_bridge import libpcap, os_error
-
-#: Options of sockets that Python has no names for (include/uapi/asm-generic/socket.h).
-_SO_ATTACH_FILTER = _SO_GET_FILTER = 26
-_SO_DOMAIN = 39
+from pcapext.sockets import set_filter
 
 _OPTMEM_MAX = Path("/proc/sys/net/core/optmem_max")
 
@@ -45,30 +39,10 @@ _NEGATIVE = 1 << 31
 _PACKET_LOADS = (LD_W_ABS, LD_H_ABS, LD_B_ABS, LD_W_IND, LD_H_IND, LD_B_IND, LDX_MSH)
 
 
-def is_packet_socket(descriptor: int) -> bool:
-    """Whether a descriptor is one of a socket of AF_PACKET."""
-    return _option(descriptor, _SO_DOMAIN) == socket.AF_PACKET
-
-
-def is_cooked(descriptor: int) -> bool:
-    """Whether the kernel shows a packet socket's packets without their link-layer header."""
-    return _option(descriptor, socket.SO_TYPE) == socket.SOCK_DGRAM
-
-
-def _option(descriptor: int, option: int) -> int:
-    ffi, lib = libpcap().ffi, libpcap().lib
-    value, length = ffi.new("int *"), ffi.new("unsigned int *", 4)
-    return int(value[0]) if lib.getsockopt(descriptor, socket.SOL_SOCKET, option, value, length) == 0 else -1
-
-
-def attached_length(descriptor: int) -> int:
-    """How many instructions the program on a socket has; 0 where there is none. Raises `OSError`."""
-    ffi = libpcap().ffi
-    # Python's own getsockopt will not do: the kernel takes the length for one in instructions, and answers in it.
-    length = ffi.new("unsigned int *", 0)
-    if libpcap().lib.getsockopt(descriptor, socket.SOL_SOCKET, _SO_GET_FILTER, ffi.NULL, length) != 0:
-        raise os_error()
-    return int(length[0])
+def no_memory(length: int) -> str:
+    """The words for ENOMEM, when a program of so many instructions is set on a socket."""
+    limit = f"{_OPTMEM_MAX.read_text().strip()} bytes" if _OPTMEM_MAX.exists() else "of unknown size"
+    return f"no memory for {length} instructions in the kernel; the limit for a socket is net.core.optmem_max, {limit}"
 
 
 def refusal(program: Program) -> str | None:
@@ -77,19 +51,12 @@ def refusal(program: Program) -> str | None:
         return f"it has no flow keys, and the program loads {', '.join(program.flow_keys)}: attach lowers such a program"
     if reason := program.kernel_refusal():
         return reason
-    ffi, octets = libpcap().ffi, bytes(program)
-    instructions = ffi.from_buffer(octets)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as scratch:
         try:
-            address = int(ffi.cast("uintptr_t", instructions))
-            scratch.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program), address))
+            set_filter(scratch.fileno(), bytes(program))
         except OSError as error:
-            number = error.errno or EINVAL
-        else:
-            return None
-    if number == ENOMEM:
-        return f"no memory for {len(program)} instructions: net.core.optmem_max is {_OPTMEM_MAX.read_text().strip()} bytes, raise it"
-    return os.strerror(number)
+            return no_memory(len(program)) if error.errno == ENOMEM else str(error.strerror)
+    return None
 
 
 def cooked_refusal(program: Program) -> str | None:

@@ -14,7 +14,7 @@ Offsets count from the first byte of the header that the row describes. Fields h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pcapext.slotted import dataclass
 
 
 @dataclass(frozen=True, slots=True)

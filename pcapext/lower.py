@@ -32,7 +32,6 @@ from pcapext.cfg import (
     rewrite_end,
 )
 from pcapext.encapsulation import LinkLayer, WalkSettings
-from pcapext.unroll import local_for, unroll
 
 #: Where to go on behind the walk.
 RESUME = Local("resume")
@@ -45,6 +44,8 @@ def told_by_walk(block: Block) -> frozenset[Key | Passed]:
 
 def in_locals(block: Block, told: Set[Key | Passed]) -> Block:
     """The block with locals in place of what the walk tells."""
+
+    from pcapext.unroll import local_for
 
     def put(value: Value) -> Value:
         return local_for(value) if isinstance(value, Key | Passed) and value in told else value
@@ -68,6 +69,8 @@ def _lower(cfg: Cfg, link_layer: LinkLayer, settings: WalkSettings, is_told: Cal
     wanted = frozenset().union(*using.values())
     if not wanted:
         return cfg
+    from pcapext.unroll import unroll  # here, since a program that loads flow keys hardly ever needs it
+
     shift = max(cfg.blocks) + 1
     behind: dict[Label, Block] = {}
     for label, block in cfg.blocks.items():

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -29,6 +28,7 @@ from pcapext import bpf
 from pcapext.bpf import OPCODES, U32, Instruction, Opcode, Operand, Program
 from pcapext.errors import ProgramError
 from pcapext.flowkeys import KEY_BY_K, FlowKeys
+from pcapext.slotted import dataclass
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pcapext import pcap_bridge
@@ -23,6 +22,7 @@ from pcapext.formats import NATIVE, Interface, Lengths, PcapHeader, longest_pack
 from pcapext.records import CHUNK, Input, Layout, PcapLayout
 from pcapext.selection import Selected
 from pcapext.sinks import Sink
+from pcapext.slotted import dataclass
 
 #: Bytes that a record takes at most besides its packet, in each form (engine.h, convert_records).
 _AROUND = 36
@@ -41,6 +41,8 @@ class Counting:
     """An output of nothing: the packets are only counted."""
 
     blocks = False
+    #: Whether it asks for more than how many there are.
+    takes_records = False
 
     def begin(self, source: Input) -> None:
         """Another input follows."""
@@ -62,6 +64,8 @@ class Counting:
 class Calling(Counting):
     """An output that hands what was selected to a function."""
 
+    takes_records = True
+
     def __init__(self, function: Callable[[Selected], None], flush: Callable[[], None]) -> None:
         self._function = function
         self._flush = flush
@@ -82,6 +86,8 @@ class Precision:
 
 
 class _Writing(Counting):
+    takes_records = True
+
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self._memory = allocate("uint8_t[]", CHUNK)
@@ -112,7 +118,7 @@ class _Writing(Counting):
             return
         index, reason = fault
         record = records[selected.indexes[index]]
-        place = f"{source.name}: byte {chunk.base + record.start}"
+        place = f"{source.name}: byte {chunk.place(selected.batch.first + selected.indexes[index])}"
         if reason == lib.CONVERT_SNAPLEN:
             what = f"a packet of {record.caplen} bytes, more than the snap length {form.snaplen} of {self._sink.name}"
         else:
@@ -210,7 +216,7 @@ class PcapOutput(_Writing):
             record = records[index]
             if record.interface != lib.NOT_A_PACKET and interfaces[record.interface].linktype != linktype:
                 name, first = (pcap_bridge.linktype_name(number) or number for number in (interfaces[record.interface].linktype, linktype))
-                place = f"{source.name}: byte {selected.batch.chunk.base + record.start}"
+                place = f"{source.name}: byte {selected.batch.chunk.place(selected.batch.first + index)}"
                 raise CaptureError(f"{place}: a packet of link type {name}, and {self._sink.name} is of {first}; .pcapng can hold both")
 
 

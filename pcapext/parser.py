@@ -14,9 +14,7 @@ give PLY the same reading.
 
 from __future__ import annotations
 
-import sys
 from copy import copy
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -24,6 +22,7 @@ from ply import yacc
 
 from pcapext.errors import FilterError, Span
 from pcapext.lexer import Lexeme, make_lexer, tokens
+from pcapext.slotted import replace
 from pcapext.syntax import (
     ARITHMETIC_DEPTH,
     Access,
@@ -534,8 +533,13 @@ def p_error(token: Any) -> None:
 
 @cache
 def _tables() -> Any:
-    """A parser from the committed tables: building the grammar anew takes a hundred times as long."""
-    return yacc.yacc(module=sys.modules[__name__], tabmodule="pcapext._parsetab", optimize=True, write_tables=False, debug=False)
+    """A parser from the committed tables: building the grammar anew takes a hundred times as long. `yacc.yacc` would do the same,
+    and look at each rule first.
+    """
+    table = yacc.LRTable()
+    table.read_table("pcapext._parsetab")
+    table.bind_callables(globals())
+    return yacc.LRParser(table, p_error)
 
 
 def parse(expression: str) -> Expression:

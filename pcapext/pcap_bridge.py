@@ -24,12 +24,12 @@ import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pcapext.bpf import MAXIMUM_SNAPLEN, Instruction
 from pcapext.errors import FilterError, LibpcapError, ProgramError, Span, printable
+from pcapext.slotted import dataclass
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

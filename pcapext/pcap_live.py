@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-from pcapext import kernel_filter
 from pcapext.bpf import MAXIMUM_SNAPLEN, RET_K, Instruction, Program
 from pcapext.errors import CaptureWarning, LibpcapError, ProgramError, printable
+from pcapext.kernel_filter import cooked_refusal, refusal
 from pcapext.pcap_bridge import ERRBUF_SIZE, libpcap, linktype_number, string
 from pcapext.pcap_handles import END, MICRO, NANO, CapturedPacket, Reader
+from pcapext.sockets import packet_socket, read_filter
 
 #: The link type of Ethernet, DLT_EN10MB.
 _ETHERNET = 1
@@ -244,17 +245,15 @@ class LiveHandle(Reader):
         """
         made = self._of_this_linktype(program)
         descriptor = self.fileno()
-        in_kernel = sys.platform == "linux" and kernel_filter.is_packet_socket(descriptor)
-        reason = None
-        if in_kernel:
-            reason = (kernel_filter.is_cooked(descriptor) and kernel_filter.cooked_refusal(made)) or kernel_filter.refusal(made)
-        if reason:
+        seen = packet_socket(descriptor) if sys.platform == "linux" else None
+        if seen and (reason := (seen.type == socket.SOCK_DGRAM and cooked_refusal(made)) or refusal(made)):
             raise ProgramError(f"{self.device}: the kernel does not take the program: {reason}")
         with self._lock:
-            (self._install if in_kernel else self._install_here)(made)
+            (self._install if seen else self._install_here)(made)
             # It takes the place of all filters before it.
             self.check_until(0, self._matches)
-            if in_kernel and kernel_filter.attached_length(self.fileno()) != len(made):
+            # libpcap changes some of the instructions, but not how many there are.
+            if seen and len(read_filter(descriptor)) != len(bytes(made)):
                 raise ProgramError(f"{self.device}: the kernel took the program for a socket of no use, but not here; libpcap filters now")
 
     # --- the rest

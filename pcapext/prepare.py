@@ -12,7 +12,6 @@ the rest surely loads stands before each `Leave`, so that the walk need not chec
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 
 from pcapext.cfg import (
@@ -46,6 +45,7 @@ from pcapext.cfg import (
 )
 from pcapext.encapsulation import LinkLayer, WalkSettings
 from pcapext.lower import in_locals, lower, told_by_walk
+from pcapext.slotted import dataclass
 from pcapext.unroll import unroll
 
 #: How many walks to remember.

@@ -13,7 +13,6 @@ those that are looked at: then nothing is proved that holds, but nothing that do
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from heapq import heappop, heappush
 from itertools import count
@@ -40,6 +39,7 @@ from pcapext.cfg import (
 from pcapext.lift import MEMORY, A, X, comparison_of, run_one
 from pcapext.optimize.simplify import simplify_test, simplify_value
 from pcapext.optimize.thread import Known
+from pcapext.slotted import dataclass
 
 #: How many pairs of places to look at. It takes less than 100 µs for one; a thousand hosts have 5000.
 _MOST_PAIRS = 40_000

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass, field
 from functools import lru_cache
 
 from pcapext import bpf
@@ -41,6 +40,7 @@ from pcapext.cfg import (
 )
 from pcapext.errors import FilterError
 from pcapext.flowkeys import KEY_BY_NAME
+from pcapext.slotted import dataclass, field
 
 _ABSOLUTE = {4: bpf.LD_W_ABS, 2: bpf.LD_H_ABS, 1: bpf.LD_B_ABS}
 _INDIRECT = {4: bpf.LD_W_IND, 2: bpf.LD_H_IND, 1: bpf.LD_B_IND}
@@ -107,7 +107,7 @@ def plan_for(slots: frozenset[tuple[Local, int]], bases: frozenset[Local]) -> Pl
     return Plan(dict(slots), max((slot for _, slot in slots), default=-1) + 1, bases)
 
 
-@dataclass
+@dataclass(slots=True, eq=False)
 class Code:
     """The code of a block, and what holds behind it.
 
@@ -153,22 +153,25 @@ def write_block(
     """The code of a block, given what holds before it; not to be changed. `falls_through`: what it goes on at is written next, and
     the first load there is from `base_behind`.
     """
-    writer = _Writer(plan.slots, a, x, memory, bases=plan.bases, first_temporary=plan.first_temporary)
+    writer = _Writer(plan, a, x, memory)
     writer.block(block, falls_through, base_behind, live_after)
     return writer
 
 
-@dataclass(kw_only=True)
 class _Writer(Code):
     """Writes the code of one block. A local is stored when the last register that holds it is about to change, if it is still
     needed then.
     """
 
-    bases: Set[Local]
-    first_temporary: int
-    live: Set[Local] = frozenset()
-    reads: Counter[Local] = field(default_factory=Counter)
-    temporaries: int = 0
+    __slots__ = ("bases", "first_temporary", "live", "reads", "temporaries")
+
+    def __init__(self, plan: Plan, a: frozenset[Value], x: frozenset[Value], memory: frozenset[Local]) -> None:
+        super().__init__(plan.slots, a, x, memory)
+        self.bases = plan.bases
+        self.first_temporary = plan.first_temporary
+        self.live: Set[Local] = frozenset()
+        self.reads = Counter[Local]()
+        self.temporaries = 0
 
     def set_a(self, code: int, k: int, values: frozenset[Value]) -> None:
         """Write an instruction that changes A, and know what A holds then."""

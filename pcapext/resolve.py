@@ -13,7 +13,6 @@ parentheses put back what was in force before them (grammar.y, the use of `$<blk
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from typing import TypeVar
 
@@ -22,6 +21,7 @@ from pcapext.encapsulation import ENCAPSULATION_NAMES, ENCAPSULATIONS
 from pcapext.errors import FilterError, Span, excerpt
 from pcapext.extension import Extension, MixedRelation, Operand, Resolved, Term
 from pcapext.headers import ETHERTYPE_IP, ETHERTYPE_IP6, HEADERS, STEPPED_OVER
+from pcapext.slotted import dataclass, field, replace
 from pcapext.syntax import (
     Access,
     And,
@@ -65,7 +65,7 @@ def resolve(expression: str, tree: Expression, *, netmask: int | None = None) ->
     return _Walk(expression, netmask).extensions(tree)
 
 
-@dataclass
+@dataclass(slots=True)
 class _Walk:
     """One walk through a tree, from left to right."""
 

@@ -9,7 +9,6 @@ byte order of the file, it is compiled for that order too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,8 @@ from pcapext.engine import STOPPED_WORDS, Matcher, allocate, ffi, lib, matcher_o
 from pcapext.errors import FilterError, ProgramError
 from pcapext.flowkeys import KEY_BY_K
 from pcapext.formats import NATIVE
-from pcapext.records import Batch, Layout
+from pcapext.records import Batch, Chunk, Early, Kept, Layout
+from pcapext.slotted import dataclass, replace
 
 if TYPE_CHECKING:
     from pcapext.encapsulation import WalkSettings
@@ -126,6 +126,12 @@ class Selected:
     length: int
     packets: int
 
+    def kept(self, with_records: bool) -> Selected:
+        """The same in memory of its own; or only how many packets there are."""
+        length = self.length if with_records else 0
+        memory = Kept(self.batch.chunk, self.batch.first, self.indexes, length)
+        return Selected(Batch(memory, self.batch.layout, 0, length), ffi.new("uint32_t[]", list(range(length))), length, self.packets)
+
     def first(self, packets: int) -> Selected:
         """The same up to and with so many packets."""
         if self.packets < packets:
@@ -164,6 +170,8 @@ class Selector:
         if self._indexes is None:
             self._indexes = allocate("uint32_t[]", batch.chunk.capacity)
         indexes = self._indexes + batch.first
+        if batch.early and batch.early.indexes is self._indexes and batch.accepted >= 0:
+            return Selected(batch, indexes, batch.accepted, batch.accepted)
         while (packets := self._match(batch, indexes)) == lib.NO_PROGRAM:
             interface = batch.records[self._length[0]].interface
             matcher = self._filter.matcher(batch.layout.interfaces[interface].linktype, batch.layout)
@@ -172,7 +180,16 @@ class Selector:
                 self._counters[interface] = matcher.counters
         if packets == lib.STOPPED:
             raise ProgramError(STOPPED_WORDS)
+        self._ask_early(batch)
         return Selected(batch, indexes, self._length[0], packets)
+
+    def _ask_early(self, batch: Batch) -> None:
+        """Have packets asked when they are found, from the next time on that the chunk is filled. Not where they are corrected first."""
+        chunk, layout = batch.chunk, batch.layout
+        assert isinstance(chunk, Chunk)
+        is_asked = chunk.early is not None and chunk.early.layout is layout
+        if layout.header and layout.corrected is None and not self._is_profiled and not is_asked:
+            chunk.early = Early(layout, self._filter.matcher(layout.header.linktype, layout), self._indexes)
 
     def _match(self, batch: Batch, indexes: Any) -> int:
         found: int = lib.match_records(

@@ -4,7 +4,8 @@ In:  a path, "-" for standard output; then bytes.
 Out: a `Sink`, and in the end the file.
 
 A regular file is complete or not there: it is written as OUT.part, and becomes OUT when it is closed. Until then OUT is what it
-was before. Whatever cannot be written is a `CaptureError` that names the file.
+was before. Only what is to be read while it grows is written to OUT at once. Whatever cannot be written is a `CaptureError` that names
+the file.
 """
 
 from __future__ import annotations
@@ -132,11 +133,12 @@ class Sink(AbstractContextManager["Sink"]):
             self.abandon()
 
 
-def open_sink(path: str | os.PathLike[str], *, inputs: Iterable[os.stat_result] = ()) -> Sink:
+def open_sink(path: str | os.PathLike[str], *, inputs: Iterable[os.stat_result] = (), grows: bool = False) -> Sink:
     """Open a file to write; "-" is standard output. Its suffix (.gz, .zst, .lz4) says how it is compressed.
 
     Special files, and descriptors by names such as /dev/stdout, are written as they are. A regular file is replaced when the
-    sink is closed; it keeps its mode. A symbolic link stays one. `inputs` are files that it must not be.
+    sink is closed, or emptied now and written as it is if it `grows`; it keeps its mode. A symbolic link stays one. `inputs` are files
+    that it must not be.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
@@ -158,10 +160,14 @@ def open_sink(path: str | os.PathLike[str], *, inputs: Iterable[os.stat_result] 
         if number is not None:
             file = os.dup(number)
         elif os.path.basename(path) and (status is None or stat.S_ISREG(status.st_mode)):
-            becomes = os.path.realpath(path)
-            if status is not None and not os.access(becomes, os.W_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            file = _create_part(_part(name) if not os.path.islink(path) else printable(_part(becomes)), becomes, status, inputs)
+            target = os.path.realpath(path)
+            if grows:
+                file = _create(name, target, None, inputs)
+            else:
+                becomes = target
+                if status is not None and not os.access(becomes, os.W_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+                file = _create(_part(name) if not os.path.islink(path) else printable(_part(becomes)), _part(becomes), status, inputs)
         else:
             file = os.open(path, os.O_WRONLY)
     try:
@@ -171,12 +177,12 @@ def open_sink(path: str | os.PathLike[str], *, inputs: Iterable[os.stat_result] 
         raise
 
 
-def _create_part(name: str, path: str, old: os.stat_result | None, inputs: list[os.stat_result]) -> int:
-    """A descriptor of `path`.part, empty, with the mode of the old file, and locked. `name` is for messages."""
+def _create(name: str, path: str, old: os.stat_result | None, inputs: list[os.stat_result]) -> int:
+    """A descriptor of a file, empty and locked, with the mode of an `old` one. `name` is for messages."""
     with naming(name):
         while True:
             # O_NONBLOCK: it may be a FIFO, which would be waited for. O_NOFOLLOW: a link leads to a file that is not ours.
-            file = os.open(_part(path), os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW, 0o666)
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW, 0o666)
             try:
                 status = os.fstat(file)
                 if not stat.S_ISREG(status.st_mode):
@@ -187,7 +193,7 @@ def _create_part(name: str, path: str, old: os.stat_result | None, inputs: list[
                 except BlockingIOError as error:
                     raise CaptureError(f"{name}: it is being written already") from error
                 # It may have been completed and renamed before it was locked: then it is no part any more.
-                named = _status(_part(path))
+                named = _status(path)
                 if named is not None and os.path.samestat(named, status):
                     os.ftruncate(file, 0)
                     if old is not None:

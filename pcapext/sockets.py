@@ -80,6 +80,15 @@ def sight(descriptor: int) -> Sight:
     return Sight(family, type_, protocol, _interface(descriptor, index), hatype, _has_ring(descriptor))
 
 
+def packet_socket(descriptor: int) -> Sight | None:
+    """What a packet socket is; None for every other descriptor."""
+    try:
+        seen = sight(descriptor)
+    except OSError:
+        return None
+    return seen if seen.family == socket.AF_PACKET else None
+
+
 def _interface(descriptor: int, index: int) -> str:
     """The name of an interface where the socket lives, which may be another network namespace; "" for none and for one that is gone."""
     import fcntl

@@ -15,10 +15,10 @@ whatever walks them does so without recursion. Only arithmetic has a bound, `ARI
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from pcapext.errors import Span
+from pcapext.slotted import dataclass
 
 Scope = Literal["inner", "outer"]
 

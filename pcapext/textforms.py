@@ -13,12 +13,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from pcapext.bpf import Instruction, Program, program_of, structural_fault
 from pcapext.bpfasm import BLANK, Cursor, Numbered, quoted, read_asm, read_d
 from pcapext.errors import ProgramError, SettingsError
+from pcapext.slotted import replace
 
 if TYPE_CHECKING:
     from pcapext.encapsulation import WalkSettings
@@ -170,7 +170,7 @@ _JSON_INSTRUCTION = {"code", "jt", "jf", "k"}
 def _json_settings(chosen: dict[str, Any]) -> WalkSettings:
     from pcapext.encapsulation import WalkSettings  # here, since hardly a program has settings of its own
 
-    names = [field.name for field in fields(WalkSettings)]
+    names = WalkSettings.__match_args__
     for name in chosen:
         if name not in names:
             raise ProgramError(f"unknown setting {quoted(name)}, expected {', '.join(names)}")

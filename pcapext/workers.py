@@ -8,8 +8,9 @@ other workers. Then the job is *settled*: what was selected is written. Jobs are
 the inputs, by one worker at a time: who is ready while another one settles leaves its job to that one and takes the next.
 
 A piece of a regular file is a region: its worker guesses where the first record begins, and when it is settled the job before
-has told it. Where the guess was wrong, the region is read once more. From other inputs (pipes, compressed files) one worker
-at a time reads; only what comes behind is done side by side.
+has told it. Where the guess was wrong, the region is read once more. From another input (a pipe, a compressed file) one worker
+at a time reads; only what comes behind is done side by side. While somebody reads from a compressed file, others read the files behind it
+ahead. What is selected of those is kept until it is their turn, and there is a limit to that: then they wait.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import stat
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ from pcapext.errors import CutShortError
 from pcapext.outputs import Counting
 from pcapext.records import CHUNK, Chunk, Input, Layout, Portion, open_input
 from pcapext.selection import Filter, Selected, Selector
+from pcapext.slotted import dataclass, replace
 
 if TYPE_CHECKING:
     from pcapext.records import Origin
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 _MOST_WORKERS = 4
 #: Desks for each worker. With two it need not wait while another one settles.
 _DESKS = 2
+#: Bytes to keep at most of what was read ahead, but for what comes of the last pieces that were begun before there were as many.
+_MOST_KEPT = 12 << 20
 
 
 @dataclass(slots=True, eq=False)
@@ -57,20 +60,40 @@ class Task:
 
 
 class _Source:
-    """An input, and how far the jobs have got with it."""
+    """An input, and how far the jobs have got with it. Inputs are numbered in their order."""
 
-    def __init__(self, input: Input, follow: bool) -> None:
-        self.input = input
-        self.size = input.stream.size if input.stream.descriptor is not None and not follow else None
-        #: Where the next region begins, and how many jobs are not settled.
-        self.next = input.offset
-        self.under_way = 0
-        self.is_begun = self.is_taken = False
+    def __init__(self, number: int, origin: Origin | Input) -> None:
+        self.number = number
+        self.origin = origin
+        self._input: Input | None = None
+        #: Of a regular file that is not compressed, its size: it is read by region.
+        self.size: int | None = None
+        #: How many jobs there were, and how many of them are not settled; where the next region begins.
+        self.jobs = self.under_way = self.next = 0
+        #: Whether a worker opens it or reads from it, when no other can. Whether it was told to the outputs.
+        self.is_busy = self.is_begun = False
+
+    def open(self, input: Input, follow: bool) -> None:
+        """Before that there are no jobs."""
+        self._input = input
+        if input.stream.descriptor is not None and not follow:
+            self.size, self.next = input.stream.size, input.offset
+
+    @property
+    def is_open(self) -> bool:
+        return self._input is not None
+
+    @property
+    def input(self) -> Input:
+        assert self._input
+        return self._input
 
     @property
     def done(self) -> int:
         """Bytes of the file that are done with."""
-        return self.input.stream.position if self.size is None else self.input.offset
+        if not self._input:
+            return 0
+        return self._input.stream.position if self.size is None else self._input.offset
 
 
 class _Desk:
@@ -85,19 +108,26 @@ class _Desk:
 
 
 class _Job:
-    """A piece of a source. Jobs are settled in the order of their numbers."""
+    """A piece of a source. Jobs are settled in the order of their sources, and of one source in that of their numbers.
+
+    The `last` one of a source may have nothing in it.
+    """
 
     def __init__(
-        self, number: int, desk: _Desk, source: _Source | None, portion: Portion | None = None, error: BaseException | None = None
+        self, desk: _Desk, source: _Source, is_last: bool, portion: Portion | None = None, error: BaseException | None = None
     ) -> None:
-        self.number = number
-        self.desk = desk
+        #: None once what it selected is kept elsewhere.
+        self.desk: _Desk | None = desk
         self.source = source
+        self.number = source.jobs
+        self.is_last = is_last
         self.portion = portion
         #: What to raise when it is settled.
         self.error = error
-        #: What each task selected of the portion.
+        #: What each task selected of the portion, and how many bytes of it are kept.
         self.selected: list[list[Selected]] = []
+        self.kept = 0
+        source.jobs += 1
 
 
 class _Region(_Job):
@@ -106,12 +136,11 @@ class _Region(_Job):
     Where `is_exact`, a record is known to begin at `start`.
     """
 
-    def __init__(self, number: int, desk: _Desk, source: _Source, start: int, end: int, is_exact: bool, is_last: bool) -> None:
-        super().__init__(number, desk, source)
+    def __init__(self, desk: _Desk, source: _Source, start: int, end: int, is_exact: bool, is_last: bool) -> None:
+        super().__init__(desk, source, is_last)
         self.start = start
         self.end = end
         self.is_exact = is_exact
-        self.is_last = is_last
 
 
 class Run(AbstractContextManager["Run"]):
@@ -129,21 +158,25 @@ class Run(AbstractContextManager["Run"]):
         self._origins: list[Origin | Input] = list(origins)
         self._workers = workers or min(usable_processors(), _MOST_WORKERS)
         self._follow = follow
-        # Held by who takes a job; by who looks at what is ready.
-        self._taking, self._looking = threading.Lock(), threading.Condition()
-        self._taken = self._settled = 0
+        # Held by who looks at what is to be done and what is ready.
+        self._looking = threading.Condition()
         self._free: list[_Desk] = []
-        # Jobs to settle, by number, and whether somebody settles.
-        self._ready: dict[int, _Job] = {}
+        # The sources that more can be taken of, in order; how many there were; bytes kept of what was read ahead.
+        self._sources: list[_Source] = []
+        self._begun_sources = self._kept = 0
+        # Jobs to settle, by the numbers of their sources and their own; which is the next one; whether somebody settles.
+        self._ready: dict[tuple[int, int], _Job] = {}
+        self._next = 0, 0
         self._is_settling = False
-        self._current: _Source | None = None
         self._opened: list[Input] = []
         self._error: BaseException | None = None
         self._stopping = self._full = False
         # Workers that began, and that ended, each of which puts something into the queue.
         self._begun = self._ended = 0
         self._ends = SimpleQueue[None]()
+        # Bytes of the sources that are done with, and the sources that are not.
         self._done_before = 0
+        self._watched: list[_Source] = []
         self._wake_reader, self._wake = os.pipe()
 
     def first_layout(self) -> Layout:
@@ -221,8 +254,7 @@ class Run(AbstractContextManager["Run"]):
             while self._ended < self._workers:
                 self._pause()
                 if watch:
-                    source = self._current
-                    watch(self._done_before + (source.done if source else 0))
+                    watch(self._done_before + sum(source.done for source in list(self._watched)))
             return True
         except KeyboardInterrupt:
             self.stop()
@@ -257,84 +289,143 @@ class Run(AbstractContextManager["Run"]):
         finally:
             with self._looking:
                 self._ended += 1
+                self._looking.notify_all()
             self._ends.put(None)
 
     def _free_desk(self) -> _Desk | None:
         """A desk, when there is one; None if there is nothing more to do."""
         with self._looking:
-            while not self._free and not self._error:
+            while not self._free and not self._stopping:  # then there are jobs that nobody settles
                 self._looking.wait()
             # The one used last, which is still in a cache.
             return self._free.pop() if self._free else None
 
     def _take(self, desk: _Desk) -> _Job | None:
-        """The next job, if there is one. What is no region is read here, by one worker at a time."""
-        with self._taking:
+        """The next job, if there is one. What is no region is read here."""
+        while True:
+            with self._looking:
+                source = self._source()
+                if source is None:
+                    return None
+                if source.size is not None:
+                    return self._take_region(source, source.size, desk)
+                source.is_busy = True
             try:
-                while not self._stopping:
-                    if self._current is None:
-                        if not self._origins:
-                            break
-                        self._current = _Source(self._open(self._origins.pop(0)), self._follow)
-                    take = self._take_portion if self._current.size is None else self._take_region
-                    if job := take(self._current, desk):
-                        return job
-                    self._current = None
+                if source.is_open:
+                    return self._take_portion(source, desk)
+                source.open(self._open(source.origin), self._follow)
             except BaseException as error:
-                self._current, self._origins = None, []
-                self._taken += 1
-                return _Job(self._taken, desk, None, error=error)
+                return self._last(source, desk, error=error)
+            finally:
+                with self._looking:
+                    source.is_busy = False
+                    self._looking.notify_all()
+
+    def _source(self) -> _Source | None:
+        """A source of which a job can be taken, when there is one; None if there is nothing more to do."""
+        while not self._stopping and (self._sources or self._origins):
+            for source in self._sources:
+                if not source.is_busy and (source is self._sources[0] or (source.size is None and self._kept < _MOST_KEPT)):
+                    return source
+            if self._may_begin():
+                source = _Source(self._begun_sources, self._origins.pop(0))
+                self._begun_sources += 1
+                self._sources.append(source)
+                self._watched.append(source)
+                return source
+            self._looking.wait()
         return None
 
-    def _take_region(self, source: _Source, desk: _Desk) -> _Job | None:
-        if source.is_taken:
-            return None
-        assert source.size is not None
-        self._taken += 1
+    def _may_begin(self) -> bool:
+        """Whether the next origin may be opened now. Ahead of others only what is a file and needs no waiting."""
+        if not self._origins or not self._sources:
+            return bool(self._origins)
+        return not self._follow and self._kept < _MOST_KEPT and len(self._sources) < self._workers and _is_file(self._origins[0])
+
+    def _take_region(self, source: _Source, size: int, desk: _Desk) -> _Job:
         # When nothing is under way, all before is settled.
         is_exact = source.under_way == 0
         start = source.input.offset if is_exact else source.next
-        end = max(start, min(source.next + CHUNK, source.size))
-        source.next, source.is_taken = end, end >= source.size
+        end = max(start, min(source.next + CHUNK, size))
+        source.next = end
         source.under_way += 1
-        return _Region(self._taken, desk, source, start, end, is_exact, source.is_taken)
+        if end >= size:
+            self._forget(source)
+        return _Region(desk, source, start, end, is_exact, end >= size)
 
-    def _take_portion(self, source: _Source, desk: _Desk) -> _Job | None:
-        portion = None if source.is_taken else source.input.read(desk.chunk)
-        if portion is None:
-            self._done_before += source.done
+    def _take_portion(self, source: _Source, desk: _Desk) -> _Job:
+        portion = source.input.read(desk.chunk)
+        if portion is None or portion.fault:
             self._close(source.input)
-            return None
-        source.is_taken = portion.fault is not None
-        self._taken += 1
-        return _Job(self._taken, desk, source, portion)
+            self._end(source)
+            return self._last(source, desk, portion)
+        return _Job(desk, source, False, portion)
+
+    def _last(self, source: _Source, desk: _Desk, portion: Portion | None = None, error: BaseException | None = None) -> _Job:
+        self._forget(source)
+        return _Job(desk, source, True, portion, error)
+
+    def _forget(self, source: _Source) -> None:
+        """Take no more jobs of a source."""
+        with self._looking:
+            self._sources.remove(source)
+            self._looking.notify_all()
+
+    def _end(self, source: _Source) -> None:
+        """All of a source is read."""
+        self._done_before += source.done
+        self._watched.remove(source)
 
     def _read(self, job: _Job) -> None:
         """What can be done before the jobs before it are settled."""
         if isinstance(job, _Region):
-            assert job.source
+            assert job.desk
             input = job.source.input
             job.portion = input.read_region(job.desk.chunk, job.start, job.end, input.layout if job.is_exact else None)
-        if job.portion:
+        if job.portion and job.desk:
             job.selected = job.desk.select(job.portion)
+            if self._is_ahead(job.source):
+                self._keep(job, job.portion, job.desk)
+
+    def _is_ahead(self, source: _Source) -> bool:
+        """Whether there are jobs to come that will be settled before one of a source."""
+        with self._looking:
+            return bool(self._sources) and self._sources[0].number < source.number
+
+    def _keep(self, job: _Job, portion: Portion, desk: _Desk) -> None:
+        """Keep what a job selected elsewhere, and free its desk."""
+        job.selected = [
+            [each.kept(task.output.takes_records or task.limit is not None) for each in batches]
+            for task, batches in zip(self.tasks, job.selected, strict=True)
+        ]
+        job.portion, job.desk = replace(portion, batches=()), None
+        job.kept = sum(each.batch.chunk.size for batches in job.selected for each in batches)
+        with self._looking:
+            self._kept += job.kept
+            self._free.append(desk)
+            self._looking.notify_all()
 
     def _settle_ready(self, job: _Job) -> None:
         """Settle a job, if it is the next one, and then what else is ready; or leave it to who settles."""
         with self._looking:
-            self._ready[job.number] = job
+            self._ready[job.source.number, job.number] = job
             if self._is_settling:
                 return
             self._is_settling = True
         while following := self._next_ready():
             self._settle(following)
             with self._looking:
-                self._settled = following.number
-                self._free.append(following.desk)
-                self._looking.notify()
+                source, number = self._next
+                # Once stopped, nobody knows whether a source has ended: what is behind it is not to be written.
+                self._next = (source + 1, 0) if following.is_last and not self._stopping else (source, number + 1)
+                self._kept -= following.kept
+                if following.desk:
+                    self._free.append(following.desk)
+                self._looking.notify_all()
 
     def _next_ready(self) -> _Job | None:
         with self._looking:
-            following = self._ready.pop(self._settled + 1, None)
+            following = self._ready.pop(self._next, None)
             self._is_settling = following is not None
             return following
 
@@ -354,8 +445,8 @@ class Run(AbstractContextManager["Run"]):
         if self._full:
             return
         # What went wrong with packets that were guessed is of no account until they are known to be some.
-        if not source or (job.error and not (isinstance(job, _Region) and job.portion)):
-            raise job.error or AssertionError
+        if job.error and not (isinstance(job, _Region) and job.portion):
+            raise job.error
         if not source.is_begun:
             source.is_begun = True
             for task in self.tasks:
@@ -377,6 +468,7 @@ class Run(AbstractContextManager["Run"]):
         # What the guess missed, and what a chunk could not hold. The last region goes on to the end.
         while (input.offset < job.end or job.is_last) and not self._stopping:
             end = max(job.end, input.offset + CHUNK) if job.is_last else job.end
+            assert job.desk
             portion = input.read_region(job.desk.chunk, input.offset, end, input.layout)
             assert portion
             if portion.start == portion.end and not portion.fault:
@@ -387,7 +479,7 @@ class Run(AbstractContextManager["Run"]):
             self._write(source, portion, job.desk.select(portion))
         source.under_way -= 1
         if job.is_last:
-            self._done_before += source.done
+            self._end(source)
             self._close(input)
 
     def _write(self, source: _Source, portion: Portion, selected: Sequence[Sequence[Selected]]) -> None:
@@ -412,6 +504,13 @@ class Run(AbstractContextManager["Run"]):
 
 #: Seconds between two calls of `watch`.
 _WATCH = 0.2
+
+
+def _is_file(origin: Origin | Input) -> bool:
+    """Whether what is there can be read without waiting for somebody to write it."""
+    if isinstance(origin, Input):
+        return origin.stream.size is not None
+    return origin != "-" and (not isinstance(origin, str | os.PathLike) or os.path.isfile(origin))
 
 
 def usable_processors() -> int:

@@ -24,12 +24,13 @@ ROWS = (
     # What a user calls.
     "__main__",
     "cli",
-    "cli_filter cli_arguments",
+    "cli_filter cli_capture cli_arguments",
     "integrations.*",
     "integrations.handles",
     "integrations",
     "pcapext",
     "summary filtering progress",
+    "live",
     "attaching",
     # Captures, with filters.
     "capture workers",
@@ -60,6 +61,7 @@ ROWS = (
     "pcap_devices",
     "pcap_live",
     "pcap_handles kernel_filter",
+    "elsewhere savefile",
     "engine.walk",
     "machine textforms pcap_bridge engine",
     "engine.build",
@@ -69,6 +71,7 @@ ROWS = (
     "encapsulation",
     "flowkeys layout interned",
     "errors",
+    "slotted",
 )
 
 

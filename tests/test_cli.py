@@ -732,7 +732,7 @@ def test_arguments_that_are_no_text() -> None:
 
 #: What compiling has no use for; each takes milliseconds to load.
 NOT_FOR_COMPILE = {
-    *("json", "pathlib", "ipaddress", "datetime", "threading", "tempfile", "importlib.metadata"),
+    *("dataclasses", "shutil", "json", "pathlib", "ipaddress", "datetime", "threading", "tempfile", "importlib.metadata"),
     *(
         "pcapext.capture",
         "pcapext.pcap_handles",
@@ -741,9 +741,10 @@ NOT_FOR_COMPILE = {
         "pcapext.machine",
         "pcapext.textforms",
         "pcapext.bpfasm",
+        "pcapext.unroll",
     ),
 }
-NOT_FOR_STANDARD = {"ply", "pcapext.parser", "pcapext.cfg", "pcapext.assemble", "pcapext.encapsulation", "pcapext.optimize"}
+NOT_FOR_STANDARD = {"inspect", "ply", "pcapext.parser", "pcapext.cfg", "pcapext.assemble", "pcapext.encapsulation", "pcapext.optimize"}
 
 
 @pytest.mark.parametrize(

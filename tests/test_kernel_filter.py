@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterator
 
@@ -10,11 +9,10 @@ import pytest
 from bpf_oracles import attach
 from wire import SLL, SLL2, Wire
 
-import pcapext
 from pcapext import bpf
 from pcapext.bpf import Instruction, Program
 from pcapext.flowkeys import SKF_AD_OFF
-from pcapext.kernel_filter import attached_length, cooked_refusal, is_cooked, is_packet_socket, refusal
+from pcapext.kernel_filter import cooked_refusal, refusal
 
 pytestmark = [pytest.mark.root, pytest.mark.kernel]
 
@@ -24,31 +22,6 @@ def wire() -> Iterator[Wire]:
     wire = Wire()
     yield wire
     wire.close()
-
-
-def test_attached_length() -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as scratch:
-        assert attached_length(scratch.fileno()) == 0
-        for expression in ("arp", "tcp port 80"):
-            program = pcapext.compile(expression)
-            attach(scratch, program)
-            assert attached_length(scratch.fileno()) == len(program)
-    reader, writer = os.pipe()
-    with pytest.raises(OSError, match="Socket operation on non-socket"):
-        attached_length(reader)
-    assert not is_packet_socket(reader)
-    os.close(reader)
-    os.close(writer)
-
-
-def test_kinds_of_sockets() -> None:
-    for family, kind, packet, cooked in (
-        (socket.AF_PACKET, socket.SOCK_RAW, True, False),
-        (socket.AF_PACKET, socket.SOCK_DGRAM, True, True),
-        (socket.AF_INET, socket.SOCK_STREAM, False, False),
-    ):
-        with socket.socket(family, kind) as one:
-            assert (is_packet_socket(one.fileno()), is_cooked(one.fileno())) == (packet, cooked)
 
 
 PROGRAMS = {

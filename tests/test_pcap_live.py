@@ -478,7 +478,10 @@ def test_no_memory_for_a_program(wire: Wire) -> None:
         wire.do(limit.write_text, "8192")
         try:
             assert limit.read_text() == before  # each namespace has its own
-            with pytest.raises(ProgramError, match=r"no memory for 4001 instructions: net\.core\.optmem_max is 8192 bytes"):
+            with pytest.raises(
+                ProgramError,
+                match=r"no memory for 4001 instructions in the kernel; the limit for a socket is net\.core\.optmem_max, 8192 bytes",
+            ):
                 wire.do(handle.set_program, program)
             with pytest.raises(ProgramError, match="but not here"):
                 handle.set_program(program)  # tried in this thread's namespace

@@ -117,6 +117,32 @@ def test_flush(path: Path) -> None:
     assert content(path) == b"capturedmore"
 
 
+def test_growing(path: Path) -> None:
+    """The file itself is written: by one at a time, through links, with the mode that it has. What is left, or abandoned, stays there."""
+    path.write_bytes(b"old")
+    path.chmod(0o604)
+    link = path.with_name(f"link{path.suffix}")
+    link.symlink_to(path)
+    with open_sink(link, grows=True) as sink:
+        assert path.read_bytes() == b""
+        sink.write(DATA)
+        sink.flush()
+        assert names(path.parent) == sorted([path.name, link.name])
+        begun = path.read_bytes()
+        assert len(begun) > 100
+        assert error(lambda: open_sink(path, grows=True)) == f"{path}: it is being written already"
+        sink.write(DATA)
+    assert content(path) == 2 * DATA
+    assert path.read_bytes().startswith(begun)
+    assert link.is_symlink()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o604
+    sink = open_sink(path, grows=True)
+    sink.write(DATA)
+    sink.flush()
+    assert sink.abandon() is None
+    assert path.read_bytes() == begun
+
+
 def test_descriptor(tmp_path: Path) -> None:
     """Whoever has the descriptor writes in turn with `write`."""
     with open_sink(tmp_path / "out") as sink:

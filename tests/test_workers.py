@@ -9,6 +9,7 @@ import gzip
 import os
 import signal
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -23,11 +24,11 @@ import pytest
 from capturefiles import NANOSECONDS, SECOND, File, Packet, Pcapng, between, pcap, pcapng, read, several_sections
 
 from pcapext import outputs, records, workers
-from pcapext.bpf import JA, RET_K, U32, Instruction, Program
+from pcapext.bpf import JA, JEQ_K, LD_LEN, RET_K, U32, Instruction, Program
 from pcapext.errors import CaptureError, FilterError, ProgramError
 from pcapext.filtering import Filtered, count, filter_file, prepare
-from pcapext.records import Chunk, PcapLayout, PcapngLayout
-from pcapext.selection import Filter
+from pcapext.records import Chunk, PcapLayout, PcapngLayout, open_input
+from pcapext.selection import Filter, Selector
 from pcapext.workers import Run
 
 #: Bytes of a region.
@@ -454,6 +455,169 @@ def test_several_filters_at_once(tmp_path: Path) -> None:
         assert (tmp_path / "all").read_bytes() == kept(file, 12, accepts=lambda packet: True)
 
 
+# ---- Files read ahead ----
+
+
+def compressed(octets: bytes, form: str) -> bytes:
+    if form == "gz":
+        return gzip.compress(octets, 1)
+    return subprocess.run(["zstd" if form == "zst" else form, "-1", "-q", "-c"], input=octets, capture_output=True, check=True).stdout
+
+
+class Ahead:
+    """What workers keep of files that they read ahead: the most bytes there were, and how many jobs they were of."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+        self.most = self.jobs = 0
+        keep = workers.Run._keep
+
+        def watch(run: Run, *arguments: Any) -> None:
+            keep(run, *arguments)
+            self.jobs += 1
+            self.most = max(self.most, run._kept)
+
+        monkeypatch.setattr(workers.Run, "_keep", watch)
+        monkeypatch.setattr(workers, "_MOST_KEPT", most)
+
+
+class Waiting:
+    """A pipe that gives the first bytes at once, and the others when `until` holds."""
+
+    def __init__(self, octets: bytes, first: int, until: Callable[[], bool], then: Callable[[], object] = lambda: None) -> None:
+        self._reader, writer = os.pipe()
+        self.name = f"/dev/fd/{self._reader}"
+
+        def feed() -> None:
+            with os.fdopen(writer, "wb", buffering=0) as file:
+                file.write(octets[:first])
+                for _ in range(2000):
+                    if until():
+                        break
+                    time.sleep(0.005)
+                then()
+                file.write(octets[first:])
+
+        self._thread = threading.Thread(target=feed)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._thread.join()
+        os.close(self._reader)
+
+
+@pytest.fixture(params=["gz", "zst", "lz4"])
+def behind(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[list[Path], list[File]]:
+    """Compressed captures, to be read behind others."""
+    random = Random(4)
+    files = [pcap(some(random, 300)), pcap([], linktype=1), pcap(records_inside(random))]
+    paths = [tmp_path / f"{number}.{request.param}" for number in range(3)]
+    for path, file in zip(paths, files, strict=True):
+        path.write_bytes(compressed(file.octets, request.param))
+    return paths, files
+
+
+@pytest.mark.tools("zstd", "lz4")
+@pytest.mark.parametrize("most", [1, 10_000, 1 << 20])
+@pytest.mark.parametrize("number", [2, 4])
+def test_order_of_what_is_read_ahead(
+    number: int, most: int, behind: tuple[list[Path], list[File]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the first input gives nothing, the others are read, but not more than may be kept. The output has the order of the inputs."""
+    ahead = Ahead(monkeypatch, most)
+    paths, files = behind
+    first = pcap(some(Random(1), 100))
+    pipe = Waiting(first.octets, 100, lambda: ahead.jobs > 0)
+    target = tmp_path / "out"
+    everything = sum(len(file.packets) for file in (first, *files))
+    odd = [each for file in (first, *files) for each in file.packets if is_odd(each)]
+    assert filter_file([pipe.name, *paths], target, ODD, workers=number) == Filtered(everything, len(odd))
+    pipe.close()
+    assert read(target.read_bytes()).packets == tuple(odd)
+    assert ahead.jobs > 0
+    # A job more for each worker but the one that reads the pipe; none of them is of more than a region and the longest record.
+    assert 0 < ahead.most < most + (number - 1) * 4 * REGION
+    ahead.jobs = 0
+    pipe = Waiting(first.octets, 100, lambda: ahead.jobs > 0)
+    assert count([pipe.name, *paths], ODD, workers=number) == len(odd)
+    pipe.close()
+    for limit in (1, 30, 60, len(odd) - 1):
+        filter_file([fed(first.octets), *paths], target, ODD, limit=limit, workers=number)
+        assert read(target.read_bytes()).packets == tuple(odd[:limit])
+
+
+@pytest.mark.parametrize("form", ["pcap", "pcapng"])
+def test_all_kinds_ahead(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pcapng of both byte orders with everything in it; packets that are corrected; outputs in another format."""
+    ahead = Ahead(monkeypatch, 1 << 20)
+    random = Random(3)
+    made = [with_interfaces(some(random, 200)), pcapng(some(random, 200), ">"), several_sections([*some(random, 100)])]
+    if form == "pcap":
+        made = [pcap(some(random, 200), ">"), pcap(some(random, 200), magic=NANOSECONDS)]
+    usb = Pcapng(">")
+    usb.section()
+    usb.interface(220)
+    for number in range(100):
+        usb.packet(packet(random.randbytes(64) + bytes(number), number))
+    made += [usb.file()] if form == "pcapng" else []
+    inputs = [gzip.compress(file.octets, 1) for file in made]
+    target, alone = tmp_path / f"out.{form}", tmp_path / f"alone.{form}"
+    first = pcap(some(Random(1), 100), magic=NANOSECONDS)
+    (tmp_path / "first").write_bytes(first.octets)
+    filter_file([tmp_path / "first", *inputs], alone, ODD, workers=1)
+    assert ahead.jobs == 0
+    pipe = Waiting(first.octets, 100, lambda: ahead.jobs > 20)
+    filter_file([pipe.name, *inputs], target, ODD, workers=4)
+    pipe.close()
+    assert ahead.jobs > 20
+    assert target.read_bytes() == alone.read_bytes()
+
+
+def test_errors_of_what_is_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are told when it is their turn, and what stands before is written: all of it, and nothing else."""
+    ahead = Ahead(monkeypatch, 1 << 20)
+    first, second = pcap(some(Random(1), 100)), pcap(some(Random(2), 200))
+    damaged = bytearray(gzip.compress(second.octets, 1))
+    damaged[-5] ^= 1
+    (tmp_path / "second").write_bytes(damaged)
+    pipe = Waiting(first.octets, 100, lambda: ahead.jobs > 0)
+    with pytest.raises(CaptureError, match="second: the gzip data is damaged"):
+        filter_file([pipe.name, tmp_path / "second", tmp_path / "second"], tmp_path / "out", ODD, workers=4)
+    pipe.close()
+    assert read((tmp_path / "out.part").read_bytes()).packets == (*kept_packets(first), *kept_packets(second))
+    ahead.jobs = 0
+    pipe = Waiting(first.octets[:-3] + b"\xff" * 20, 100, lambda: ahead.jobs > 0)
+    with pytest.raises(CaptureError, match=rf"{pipe.name}: byte \d+: a record of a packet with 4294967295 bytes"):
+        filter_file([pipe.name, tmp_path / "second"], tmp_path / "out", ODD, workers=2)
+    pipe.close()
+
+
+def kept_packets(file: File) -> tuple[Packet, ...]:
+    return tuple(filter(is_odd, file.packets))
+
+
+def test_place_of_an_error_in_what_was_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ahead = Ahead(monkeypatch, 1 << 20)
+    first, second = pcap(some(Random(1), 100)), with_another_link_type(60)
+    pipe = Waiting(first.octets, 100, lambda: ahead.jobs > 0)
+    with pytest.raises(CaptureError, match=rf"byte {second.holders[60]}: a packet of link type RAW, and .*/out is of EN10MB"):
+        filter_file([pipe.name, gzip.compress(second.octets)], tmp_path / "out", workers=2)
+    pipe.close()
+
+
+def test_interrupt_with_something_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands behind an input that did not end is not written."""
+    ahead = Ahead(monkeypatch, 1 << 20)
+    first, second = pcap(some(Random(1), 100)), pcap(some(Random(2), 200))
+    done = threading.Event()
+    pipe = Waiting(first.octets, first.places[50], lambda: ahead.jobs > 0, lambda: (interrupt(), done.wait()))
+    with pytest.raises(KeyboardInterrupt):
+        filter_file([pipe.name, gzip.compress(second.octets)], tmp_path / "out", ODD, workers=2)
+    done.set()
+    pipe.close()
+    written = read((tmp_path / "out").read_bytes()).packets
+    assert written == kept_packets(first)[: len(written)]
+
+
 # ---- Filters that fail ----
 
 
@@ -494,6 +658,33 @@ def test_program_that_does_not_end(tmp_path: Path) -> None:
         with pytest.raises(ProgramError, match="the program was stopped"):
             filter_file(tmp_path / "in", tmp_path / "out", program, workers=number)
         assert not (tmp_path / "out").exists()
+
+
+def test_program_that_does_not_end_for_a_late_packet(tmp_path: Path) -> None:
+    """By then packets are asked while they are found."""
+    loop = (Instruction(LD_LEN), Instruction(JEQ_K, 0, 1, 61), Instruction(JA, k=U32), Instruction(RET_K, k=U32))
+    packets = [Packet(number * SECOND, 61 if number == 350 else 60, bytes(60)) for number in range(400)]
+    (tmp_path / "in").write_bytes(pcap(packets).octets)
+    for number in WORKERS:
+        with pytest.raises(ProgramError, match="the program was stopped"):
+            count(tmp_path / "in", Program(loop), workers=number)
+
+
+def test_packets_are_asked_when_they_are_found() -> None:
+    """From a chunk's second filling on; and what is selected is what is selected afterwards."""
+    packets = some(Random(1), 400)
+    input, chunk, selector = open_input(pcap(packets).octets), Chunk(), Selector(Filter(ODD))
+    asked, matching = [], 0
+    while portion := input.read(chunk):
+        for batch in portion.batches:
+            selected, afterwards = selector.select(batch), Selector(Filter(ODD)).select(batch)
+            assert list(selected.indexes[0 : selected.length]) == list(afterwards.indexes[0 : afterwards.length])
+            assert selected.packets == afterwards.packets
+            asked.append(batch.early is not None)
+            matching += selected.packets
+    assert matching == sum(map(is_odd, packets))
+    assert len(asked) > 2
+    assert asked == [False] + [True] * (len(asked) - 1)
 
 
 def test_error_of_a_worker_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

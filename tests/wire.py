@@ -146,7 +146,7 @@ class Wire:
         ipv6 = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
         if ipv6.exists():
             ipv6.write_text("1")
-        for command in ("link add left type veth peer name right", "link set left up", "link set right up", "link set lo up"):
+        for command in ("link add left type veth peer name right", "link set left up", "link set right up"):
             subprocess.run(["ip", *command.split()], check=True)
         self._sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._sender.bind(("left", 0))

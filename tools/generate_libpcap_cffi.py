@@ -98,7 +98,6 @@ unsigned char *pcap_ether_hostton(const char *name);
 
 typedef struct { const char *dli_fname; void *dli_fbase; const char *dli_sname; void *dli_saddr; } Dl_info;
 int dladdr(const void *address, Dl_info *info);
-int getsockopt(int descriptor, int level, int option, void *value, unsigned int *length);
 void *fdopen(int descriptor, const char *mode);
 int fclose(void *file);
 int ferror(void *file);

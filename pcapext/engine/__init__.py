@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pcapext.bpf import U32, Instruction
@@ -51,7 +50,10 @@ class Matcher:
     (3, 0)
     """
 
-    __slots__ = ("_counts", "_walk", "call", "instructions", "pointer")
+    __slots__ = ("_counts", "_walk", "instructions", "pointer")
+
+    #: For whoever has bytes and counts nanoseconds: takes `pointer`, the bytes of a packet that was captured whole, and their number.
+    run_whole = lib.program_run_whole
 
     def __init__(self, instructions: Sequence[Instruction], walk: Any = ffi.NULL) -> None:
         octets = b"".join(struct.pack("=HBBI", i.code, i.jt, i.jf, i.k) for i in instructions)
@@ -62,15 +64,13 @@ class Matcher:
                 raise MemoryError
             raise ProgramError(f"instruction {index[0]}: the engine cannot run it")
         self.pointer = ffi.gc(pointer, lib.program_free)
-        #: program_run for this program, for whoever has bytes and counts nanoseconds: bytes, their number, bytes on the wire.
-        self.call = partial(lib.program_run, self.pointer)
         self.instructions = tuple(instructions)
         self._walk = walk  # which the program points to
         self._counts: Any = None
 
     def run(self, packet: Buffer, wirelen: int | None = None) -> int:
         """What the program returns for `packet`, any buffer of captured bytes, which had `wirelen` bytes on the wire."""
-        value: int = self.call(*_arguments(packet, wirelen))
+        value: int = lib.program_run(self.pointer, *_arguments(packet, wirelen))
         if value < 0:
             raise ProgramError(STOPPED_WORDS)
         return value

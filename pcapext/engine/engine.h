@@ -174,6 +174,9 @@ void program_free(struct program *program);
 /* What the program returns for a packet: `caplen` bytes captured of `wirelen`. 0 rejects it. Or STOPPED. */
 int64_t program_run(const struct program *program, const uint8_t *packet, uint32_t caplen, uint32_t wirelen);
 
+/* The same for a packet that was captured whole. */
+int64_t program_run_whole(const struct program *program, const uint8_t *packet, uint32_t length);
+
 /* The same; each instruction that runs adds one to its element of `counts`. */
 int64_t program_run_counting(const struct program *program, const uint8_t *packet, uint32_t caplen, uint32_t wirelen, uint64_t *counts);
 
@@ -231,11 +234,14 @@ struct scanned {
     uint32_t end;     /* where the next record begins */
     int stop;
     uint32_t needed;
+    int64_t accepted; /* packets that the program accepts, if there is one; or STOPPED */
 };
 
-/* Describe the records that begin in [from, before) of a buffer with `filled` bytes. */
+/* Describe the records that begin in [from, before) of a buffer with `filled` bytes. scan_pcap, if `program` is not NULL, puts the indexes of
+ * the records whose packets it accepts into `selected`, as match_records would: while a packet is in the nearest cache anyway, and the
+ * head of the next record is on its way there. */
 struct scanned scan_pcap(const struct pcap_layout *layout, const uint8_t *buffer, uint32_t from, uint32_t before, uint32_t filled,
-                         struct record *records, uint32_t capacity);
+                         struct record *records, uint32_t capacity, const struct program *program, uint32_t *selected);
 struct scanned scan_pcapng(const struct pcapng_layout *layout, const uint8_t *buffer, uint32_t from, uint32_t before, uint32_t filled,
                            struct record *records, uint32_t capacity);
 
@@ -307,6 +313,11 @@ struct converted convert_records(const struct form *form, const struct clock *cl
 /* The same without a change of format: the selected records as they stand in the buffer. */
 struct converted copy_records(const uint8_t *buffer, const struct record *records, const uint32_t *selected, uint32_t length,
                               uint8_t *output, uint32_t capacity);
+
+/* Copy the selected records to `output`, one behind the other, their descriptions to `copies`, and where they began in the buffer to `starts`.
+ * Returns how many bytes there are of them; that is all that is done where `output` is NULL. */
+uint32_t keep_records(const uint8_t *buffer, const struct record *records, const uint32_t *selected, uint32_t length,
+                      struct record *copies, uint32_t *starts, uint8_t *output);
 
 /* For Python: end */
 

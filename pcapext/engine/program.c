@@ -341,6 +341,11 @@ int64_t program_run(const struct program *program, const uint8_t *packet, uint32
     return run(program, packet, caplen, wirelen, 0, NULL);
 }
 
+int64_t program_run_whole(const struct program *program, const uint8_t *packet, uint32_t length)
+{
+    return program_run(program, packet, length, length);
+}
+
 int64_t program_run_counting(const struct program *program, const uint8_t *packet, uint32_t caplen, uint32_t wirelen, uint64_t *counts)
 {
     return run(program, packet, caplen, wirelen, limit_of(program), counts);

@@ -37,7 +37,7 @@ static inline void read_lengths(const struct pcap_layout *layout, const uint8_t 
 }
 
 struct scanned scan_pcap(const struct pcap_layout *layout, const uint8_t *buffer, uint32_t from, uint32_t before, uint32_t filled,
-                         struct record *records, uint32_t capacity)
+                         struct record *records, uint32_t capacity, const struct program *program, uint32_t *selected)
 {
     struct scanned scanned = {.end = from, .stop = STOP_END};
     while (scanned.end < before) {
@@ -71,6 +71,14 @@ struct scanned scan_pcap(const struct pcap_layout *layout, const uint8_t *buffer
             .wirelen = wirelen,
         };
         scanned.end = start + layout->header + caplen;
+        if (program != NULL && scanned.accepted != STOPPED) {
+            __builtin_prefetch(buffer + scanned.end);
+            __builtin_prefetch(buffer + scanned.end + 64);
+            __builtin_prefetch(buffer + scanned.end + 128);
+            int64_t value = program_run(program, buffer + start + layout->header, caplen, wirelen);
+            selected[scanned.accepted] = scanned.count - 1;
+            scanned.accepted = value < 0 ? value : scanned.accepted + (value != 0);
+        }
     }
     scanned.packets = scanned.count;
     return scanned;

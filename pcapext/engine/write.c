@@ -125,6 +125,26 @@ struct converted copy_records(const uint8_t *buffer, const struct record *record
     return converted;
 }
 
+uint32_t keep_records(const uint8_t *buffer, const struct record *records, const uint32_t *selected, uint32_t length,
+                      struct record *copies, uint32_t *starts, uint8_t *output)
+{
+    uint32_t filled = 0;
+    for (uint32_t index = 0; index < length; index++) {
+        const struct record *record = &records[selected[index]];
+        uint32_t size = record->end - record->start;
+        if (output) {
+            memcpy(output + filled, buffer + record->start, size);
+            starts[index] = record->start;
+            copies[index] = *record;
+            copies[index].start = filled;
+            copies[index].end = filled + size;
+            copies[index].data = filled + (record->data - record->start);
+        }
+        filled += size;
+    }
+    return filled;
+}
+
 /* ---- in another format ---- */
 
 static inline uint8_t *put(uint8_t *at, uint32_t value)

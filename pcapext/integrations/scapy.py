@@ -144,10 +144,9 @@ def _run(sniffer: Any, *args: Any, **kwargs: Any) -> None:
         _SCAPYS_RUN(sniffer, *args, **kwargs)
         return
     _check(arguments | {"filter": filter})
+    verdicts = _Verdicts(filter, sniffer) if filter else None
     with ExitStack() as opened:
-        if filter:
-            verdicts = _Verdicts(filter, sniffer)
-            opened.callback(verdicts.check)
+        if verdicts:
             sockets = dict(_labelled(arguments.get("opened_socket")))
             for socket in sockets:
                 _check_packets_of(socket, verdicts.filter, opened)
@@ -160,6 +159,8 @@ def _run(sniffer: Any, *args: Any, **kwargs: Any) -> None:
         # For an empty list of captures scapy turns to an interface.
         arguments["L2socket"] = partial(_open, live or filter, arguments.get("L2socket"), opened)
         _SCAPYS_RUN(**arguments)
+    if verdicts:
+        verdicts.check()
 
 
 class _Verdicts:

@@ -9,10 +9,10 @@ A block that only one other can reach, that assigns nothing and shares a target 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from pcapext.cfg import Block, Branch, Cfg, Goto, Label, Test
+from pcapext.slotted import dataclass
 
 #: How often `and` and `or` may alternate in one condition: blocks that would make it deeper stay outside.
 _DEEPEST = 40

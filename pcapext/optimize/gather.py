@@ -19,7 +19,6 @@ Alternatives are split into windows, in which one or the other holds for all but
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from pcapext.cfg import (
@@ -46,6 +45,7 @@ from pcapext.cfg import (
 from pcapext.optimize.conditions import Join, Side, flatten, fold
 from pcapext.optimize.membership import LEAF, complement, in_a_row, union, write_search, write_switch
 from pcapext.optimize.places import Place, end_of
+from pcapext.slotted import dataclass, field
 
 #: How often a condition may be split further before it stays as it was: each time, Python is a few calls deeper.
 _DEEPEST_SPLIT = 60
@@ -141,7 +141,7 @@ class _Switch:
 _Tree: TypeAlias = _Literal | _Any | _Behind | _Not | _Switch
 
 
-@dataclass
+@dataclass(slots=True)
 class _Group:
     """Alternatives that are asked as one: the rest of each, and what is known to be loaded before the first.
 
@@ -155,7 +155,7 @@ class _Group:
     moved: bool = False
 
 
-@dataclass
+@dataclass(slots=True)
 class _Window:
     """Groups of alternatives that may change places: either none but the first can reject, or all compare `subject` with a number."""
 

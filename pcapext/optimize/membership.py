@@ -10,9 +10,9 @@ half before has told its other end. Runs that are all aligned, as lists of netwo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from pcapext.cfg import U32, Binary, Block, Branch, Comparison, Const, Label, Operator, Ranges, Test, Value, maximum
+from pcapext.slotted import dataclass
 
 #: At most so many tests in a row are not halved.
 LEAF = 4

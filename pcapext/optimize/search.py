@@ -11,7 +11,6 @@ says where: it is the offset of what is searched for next, where only that diffe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import count
 
 from pcapext.cfg import (
@@ -35,6 +34,7 @@ from pcapext.cfg import (
     maximum,
 )
 from pcapext.optimize.membership import write_search
+from pcapext.slotted import dataclass
 
 #: A search for fewer runs of numbers is not shared: that costs a few instructions on each path.
 _SHARED = 24

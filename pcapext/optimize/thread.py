@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, reduce
 from itertools import count
 
@@ -35,6 +34,7 @@ from pcapext.cfg import (
     locals_of,
 )
 from pcapext.interned import Interned
+from pcapext.slotted import dataclass
 
 #: How many numbers to remember that a value can be.
 _FEW = 16

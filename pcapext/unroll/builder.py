@@ -7,7 +7,6 @@ Out: `Builder`, which the walk's own methods belong to, and `Place`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
 from functools import partial
 
 from pcapext.cfg import (
@@ -41,6 +40,7 @@ from pcapext.encapsulation import LinkLayer, WalkSettings
 from pcapext.layout import Encapsulation, Equals, Field, Identifier, IfSet
 from pcapext.optimize.membership import write_switch
 from pcapext.optimize.simplify import simplify_part, simplify_test
+from pcapext.slotted import dataclass
 
 #: The header at hand, less `Builder.ahead`. In the same way: a tunnel's header, one in it, its end; the header behind an extension header.
 H, TUNNEL, INSIDE, END, NEXT = (Local(name, FARTHEST_PLACE) for name in ("H", "tunnel", "inside", "end", "next"))

@@ -19,13 +19,13 @@ import capturefiles
 import pytest
 import scapy.all
 from capturefiles import NANOSECONDS, SECOND, pcap, pcapng, several_interfaces, several_link_types
-from everywhere import sample
+from everywhere import observed, sample
 from frames import as_seen, receivable
 from oracle import NETMASK, Packet, expected, libpcap_matches, text_of
 from packets import EN10MB, LINK_TYPES, LOOP, NULL
 from scapy import sendrecv
 from scapy.all import ARP, IP, TCP, UDP, Ether, PacketList, PcapReader, conf
-from wire import Wire, seen
+from wire import SLL, Wire, cooked, seen
 
 import pcapext
 from pcapext.errors import AttachError, CaptureError, FilterError, ProgramError
@@ -106,10 +106,10 @@ class Sniffing:
         while not started.wait(0.1):
             assert self.sniffer.thread.is_alive(), self.sniffer.exception
 
-    def send(self, frames: Sequence[bytes], interface: str = "left") -> None:
+    def send(self, frames: Sequence[bytes], interface: str = "left", sent_last: bytes | None = None) -> None:
         """Send frames; when it returns, what there is of them in `received` is all there will be."""
         for start in range(0, len(frames), PORTION):
-            self.line.send([*frames[start : start + PORTION], self.last], interface)
+            self.line.send([*frames[start : start + PORTION], sent_last or self.last], interface)
             self.await_last()
 
     def await_last(self) -> None:
@@ -229,6 +229,22 @@ class TestInterfaces:
         sniffing.send([packet.data for packet in made[:100]])
         assert sniffing.stop() == [packet.data for packet in made[:100] if expected(TEMPLATES[0], as_seen(packet), NETMASK)]
         assert {packet.sniffed_on for packet in sniffing.received} == {"right"}
+
+    def test_all_interfaces_of_libpcap(self, line: Line, made: list[Packet]) -> None:
+        """Each frame goes out on one and comes in on the other, behind a header that libpcap makes up."""
+        if not conf.use_pcap:
+            with pytest.raises(ValueError, match="Interface 'any' not found"):
+                line.do(AsyncSniffer(iface="any", filter="inner tcp").start)
+            return
+        template = TEMPLATES[0]
+        some = [packet.data for packet in made if seen(packet.data) == packet.data and packet.data[12:14] >= b"\x06"][:PORTION]
+        wanted = [frame for frame in some if expected(template, observed(cooked(frame, SLL), SLL), NETMASK)]
+        last = wanted[0][:6] + LAST + wanted[0][12:]
+        sniffing = Sniffing(line, cooked(last, SLL), iface="any", filter=text_of(template))
+        sniffing.send(some, sent_last=last)
+        received = sniffing.stop()
+        assert [packet for packet in received if packet[:2] != b"\0\4"] == [cooked(frame, SLL) for frame in wanted]
+        assert [packet[2:] for packet in received if packet[:2] == b"\0\4"] == [cooked(frame, SLL)[2:] for frame in (*wanted, last)]
 
     @pytest.mark.parametrize("filter", ["tcp port 80 or udp port 53", "ip6 and not tcp", "len > 200 or udp"])
     def test_standard_filters_are_as_scapys(self, line: Line, made: list[Packet], filter: str) -> None:
