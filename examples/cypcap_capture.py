@@ -20,7 +20,7 @@ try:
     with cypcap.open_offline(place) if os.path.exists(place) else cypcap.open_live(place, 65535, True, 0.1) as pcap:
         pcap.setfilter(filter)
         print(f"capturing on {place}", file=sys.stderr)
-        for header, data in pcap:
+        for header, _ in pcap:
             if header is not None:  # on an interface, none came in time
                 print(f"{header.ts:.6f} {header.len} bytes", flush=True)
 except (PcapextError, cypcap.Error) as error:
