@@ -30,7 +30,7 @@ try:
 except ImportError as error:
     raise missing("cypcap", error) from error
 
-__all__ = ["BpfProgram", "Pcap", "compile", "create", "open_dead", "open_live", "open_offline"]
+__all__ = ["CompiledProgram", "Pcap", "compile", "create", "open_dead", "open_live", "open_offline"]
 
 #: `Pkthdr.ts` takes a fraction in nanoseconds for one in microseconds (cypcap 0.6.3): it is too late by so many ns at most.
 _NANOSECONDS_ERROR = 1000 * 10**9
@@ -42,8 +42,8 @@ def __getattr__(name: str) -> Any:
     return getattr(library, name)
 
 
-class BpfProgram(library.BpfProgram):  # type: ignore[misc]
-    """A program that was compiled from an expression; of cypcap's kind, and with all that those have.
+class CompiledProgram(library.BpfProgram):  # type: ignore[misc]
+    """A `BpfProgram` of cypcap's that was compiled from an expression.
 
     It is for packets as they are captured. `Pcap.setfilter` compiles the expression for the handle again.
     """
@@ -53,7 +53,7 @@ class BpfProgram(library.BpfProgram):  # type: ignore[misc]
         self.expression, self.optimize, self.netmask = str(program.expression), optimize, netmask
 
 
-def compile(linktype: int, snaplen: int, filter_: str, optimize: bool, netmask: int) -> BpfProgram:
+def compile(linktype: int, snaplen: int, filter_: str, optimize: bool, netmask: int) -> CompiledProgram:
     """cypcap's `compile`, for expressions that may hold terms of pcapext.
 
     >>> len(compile(1, 65535, "inner tcp port 80", True, 0)) > 100
@@ -61,7 +61,7 @@ def compile(linktype: int, snaplen: int, filter_: str, optimize: bool, netmask: 
     """
     known = None if netmask == _UNKNOWN_NETMASK else netmask
     made = compiler.compile(filter_, linktype=int(linktype), snaplen=snaplen, netmask=known, optimize=bool(optimize), target="classic")
-    return BpfProgram(made, optimize, netmask)
+    return CompiledProgram(made, optimize, netmask)
 
 
 def create(source: Any) -> Pcap:
@@ -114,14 +114,14 @@ class Pcap(Checked):
     def __exit__(self, *_: object) -> None:
         self._pcap.close()
 
-    def compile(self, filter_: str, optimize: bool = True, netmask: int | None = None) -> BpfProgram:
+    def compile(self, filter_: str, optimize: bool = True, netmask: int | None = None) -> CompiledProgram:
         """cypcap's `Pcap.compile`, for expressions that may hold terms of pcapext. A netmask that is not known is no error."""
         mask = self._mask(netmask, compiler.weaker(filter_, netmask=0) == filter_)
         return compile(self.linktype, self._pcap.snapshot(), filter_, optimize, _UNKNOWN_NETMASK if mask is None else mask)
 
     def setfilter(self, filter: Any, *, optimize: bool | int = True, netmask: int | None = None) -> None:
         """Set the filter: an expression; a program that `compile` made of one; a `Program`; or another `BpfProgram`, for libpcap."""
-        if isinstance(filter, BpfProgram):
+        if isinstance(filter, CompiledProgram):
             filter, optimize, netmask = filter.expression, filter.optimize, filter.netmask
         if isinstance(filter, library.BpfProgram):
             self._pcap.setfilter(filter)
@@ -172,7 +172,7 @@ class Pcap(Checked):
     def _set_library_filter(self, expression: str) -> None:
         self._pcap.setfilter(expression, netmask=_UNKNOWN_NETMASK if self._given_netmask is None else self._given_netmask)
 
-    def _accepts_packet(self, header: Any, data: bytes) -> bool:
+    def _accepts_packet(self, header: Any, data: bytes, *_: object) -> bool:
         return self._accepts(int(header.ts * 1e9) - self._error, data, header.len)
 
     # ---- Reading ----

@@ -67,6 +67,10 @@ class Checked(ABC):
     def _set_library_filter(self, expression: str) -> None:
         """The library's own way to set a filter."""
 
+    @abstractmethod
+    def _accepts_packet(self, *packet: Any) -> bool:
+        """Whether to give a packet: what the library tells of it."""
+
     def _netmask(self, is_standard: bool) -> int | None:
         """What the library takes for the network's mask, None for unknown. `is_standard`: for a filter of libpcap's alone."""
         return 0
@@ -150,10 +154,6 @@ class Checked(ABC):
             given += counter.given
             if count <= 0 or given == count or counter.seen < wanted:
                 return
-
-    def _accepts_packet(self, *packet: Any) -> bool:
-        """Whether to give what the library gives its callbacks."""
-        raise NotImplementedError
 
 
 class _Counter:

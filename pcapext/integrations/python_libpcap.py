@@ -2,7 +2,7 @@
 
 In:  what python-libpcap takes; `filters` is an expression.
 Out: what python-libpcap gives. No packet that does not match is delivered, or written to `out_file`, however early it came; errors of
-     the filter are pcapext's. python-libpcap itself prints a line about a wrong filter, and captures everything.
+     the filter are pcapext's.
 
 Change one line of a script:
 
@@ -118,7 +118,8 @@ class Sniff(library.Sniff, Checked):  # type: ignore[misc]
             super().close()
             raise
         program = compile(filters, linktype=linktype, netmask=0)
-        state = _State(printable(iface), linktype, count, min(snaplen, MAXIMUM_SNAPLEN))
+        # libpcap takes other snap lengths for the longest one.
+        state = _State(printable(iface), linktype, count, snaplen if 0 < snaplen < MAXIMUM_SNAPLEN else MAXIMUM_SNAPLEN)
         try:
             if out_file:
                 state.dumper = _open_dumper(out_file, linktype, state.snaplen)
@@ -159,6 +160,9 @@ class Sniff(library.Sniff, Checked):  # type: ignore[misc]
     def _set_library_filter(self, expression: str) -> None:
         raise CaptureError("python-libpcap sets filters only when it begins")
 
+    def _accepts_packet(self, time: float, data: bytes, *_: object) -> bool:
+        return self._accepts(int(time * 1e9) - FLOAT_ERROR, data, len(data))
+
     @property
     def _filtered(self) -> _State:
         """The state of an open capture with a filter."""
@@ -182,7 +186,7 @@ class Sniff(library.Sniff, Checked):  # type: ignore[misc]
             caplen, time, data = next(packets)
             if not caplen:
                 yield caplen, time, data
-            elif self._accepts(int(time * 1e9) - FLOAT_ERROR, data, caplen):
+            elif self._accepts_packet(time, data):
                 state.given += 1
                 kept = data[: state.snaplen]
                 if state.dumper:

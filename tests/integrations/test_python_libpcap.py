@@ -71,7 +71,7 @@ class TestInterfaces:
         assert before <= given[0][1] <= time.time()
 
     def test_sniff(self, wire: Wire) -> None:
-        packets = wire.do(lambda: sniff("right", count=1, promisc=1, timeout=20, filters=FILTER, immediate_mode=1))
+        packets = wire.do(lambda: sniff("right", count=1, promisc=1, snaplen=0, timeout=20, filters=FILTER, immediate_mode=1))
         wire.do(wire.put, [OTHER, TCP])
         assert [data for length, _, data in packets if length] == [TCP]
         del packets
