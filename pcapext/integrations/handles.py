@@ -21,7 +21,7 @@ from typing import Any
 from pcapext.attaching import attach
 from pcapext.bpf import Program
 from pcapext.compiler import weaker
-from pcapext.errors import CaptureError, printable
+from pcapext.errors import AttachError, CaptureError, printable
 from pcapext.formats import NATIVE, PCAP_MAGICS, PCAPNG_MAGIC, SECTION_START, section_byteorder
 from pcapext.pcap_bridge import LOOPBACK_LINKTYPES
 from pcapext.selection import Filter
@@ -92,6 +92,10 @@ class Checked(ABC):
 
     def _set_filter(self, filter: str | Program, optimize: bool | int = True) -> None:
         """Put a filter in place of the one there is. Raises what `attach` raises, before anything is changed."""
+        if not isinstance(filter, str | Program):
+            raise AttachError(f"the filter is of type {type(filter).__name__}, expected an expression or a Program")
+        if self.fileno() < 0:
+            raise CaptureError("the handle has no descriptor to filter: is it activated?")
         weak = weaker(filter, netmask=self._netmask(False)) if isinstance(filter, str) else None
         netmask = self._netmask(weak == filter) if isinstance(filter, str) else None
         if self.path is None:

@@ -17,7 +17,7 @@ from wire import Wire
 
 import pcapext
 from pcapext.errors import AttachWarning, CaptureError
-from pcapext.integrations import pcapy_ng
+from pcapext.integrations import cypcap, pcapy_ng
 from pcapext.sockets import read_filter
 
 __all__ = ["no_descriptor_is_left"]
@@ -140,6 +140,11 @@ class TestInterfaces:
                     found += poll()
                     assert time.monotonic() < deadline
                 assert found.replace(TCP, b"") == LAST
+
+    def test_not_activated(self, wire: Wire) -> None:
+        for made in (wire.do(pcapy_ng.create, "right"), wire.do(cypcap.create, "right")):
+            with made, pytest.raises(CaptureError, match="no descriptor to filter: is it activated"):
+                made.setfilter(FILTER)
 
     def test_open_live(self, wire: Wire) -> None:
         with wire.do(pcapy_ng.open_live, "right", 65535, 1, 20) as place:
