@@ -5,8 +5,8 @@
 #   PYTHON=python3.12 ./setup.sh    from another Python (read only while there is no .venv)
 #
 # On Debian and its relatives it also installs what the engine is built with, a C compiler and Python's headers; and what the
-# tests and the capture libraries need: clang, which fuzzes the engine, libpcap's headers, tcpdump, tshark, iproute2, iptables,
-# zstd, lz4, and netbase for names like `port http`. Elsewhere it says what is missing.
+# tests and the capture libraries need: clang, which fuzzes the engine and makes eBPF of filters in C, bpftool, g++, libpcap's headers,
+# tcpdump, tshark, iproute2, iptables, zstd, lz4, and netbase for names like `port http`. Elsewhere it says what is missing.
 set -eu
 cd "$(dirname "$0")"
 PATH=$PATH:/usr/sbin:/sbin # where ip and tcpdump may be, and a user's PATH may not look
@@ -34,6 +34,8 @@ missing() {
     command -v cc >/dev/null && [ -e /usr/include/stdio.h ] || echo gcc libc6-dev
     headers || echo "${python##*/}-dev"
     command -v clang >/dev/null && [ -e "$(clang -print-runtime-dir)/libclang_rt.fuzzer-$(uname -m).a" ] || echo clang libclang-rt-dev
+    command -v c++ >/dev/null || echo g++
+    command -v bpftool >/dev/null || echo bpftool
     [ -e /usr/include/pcap/pcap.h ] || echo libpcap-dev
     command -v tcpdump >/dev/null || echo tcpdump
     command -v tshark >/dev/null || echo tshark

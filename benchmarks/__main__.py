@@ -13,7 +13,8 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from random import Random
 
-import benchmarks.files  # noqa: F401  (registers its benchmarks)
+import benchmarks.files
+import benchmarks.native  # noqa: F401
 import pcapext
 from benchmarks import BENCHMARKS, EXTENDED, LINKTYPE, PCAPEXT, PLAIN, PYTHON, SNAPLEN, Contestants, benchmark, process
 from benchmarks.counts import counting

@@ -25,6 +25,7 @@ __all__ = [
     "AttachError",
     "AttachWarning",
     "Attachment",
+    "CSource",
     "CaptureError",
     "CaptureWarning",
     "FilterError",
@@ -52,6 +53,7 @@ __version__ = "0.1.0"
 #: Names that load more than compiling needs, and the modules they are in.
 _LAZY = {
     "Attachment": "pcapext.attaching",
+    "CSource": "pcapext.csource",
     "LiveCapture": "pcapext.live",
     "Packet": "pcapext.capture",
     "WalkSettings": "pcapext.encapsulation",

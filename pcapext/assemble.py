@@ -14,13 +14,14 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence, Set
 from functools import reduce
-from itertools import count
+from itertools import chain, count
 from operator import or_
 from typing import TypeVar
 
 from pcapext import bpf
-from pcapext.bpf import Instruction, kernel_fault
+from pcapext.bpf import MEMORY_SLOTS, Instruction, kernel_fault
 from pcapext.cfg import (
+    KEY_SLOTS,
     VOID,
     Block,
     Cfg,
@@ -146,7 +147,7 @@ def _rank(block: Block) -> int:
 
 
 def _allocate(cfg: Cfg, after: Mapping[Label, Set[Local]]) -> dict[Local, int]:
-    """A slot of M[] for each local; two locals share one where no block needs both."""
+    """A slot of M[] for each local; two locals share one where no block needs both. Those of keys are given, and best left to them."""
     needed = set()
     for label, block in cfg.blocks.items():
         assigned = {local for local, _ in block.assignments if local != VOID}
@@ -155,10 +156,12 @@ def _allocate(cfg: Cfg, after: Mapping[Label, Set[Local]]) -> dict[Local, int]:
     for together in needed:
         for local in together:
             neighbours.setdefault(local, set()).update(together - {local})
-    slots: dict[Local, int] = {}
-    for local in in_order(neighbours.keys()):
+    slots = {local: slot for local, slot in KEY_SLOTS.items() if local in neighbours}
+    keys = len(slots)
+    for local in in_order(neighbours.keys() - slots.keys()):
         taken = {slots[other] for other in neighbours[local] if other in slots}
-        slots[local] = slot_within(next(slot for slot in count() if slot not in taken))
+        order = chain(range(keys, MEMORY_SLOTS), range(keys), count(MEMORY_SLOTS))
+        slots[local] = slot_within(next(slot for slot in order if slot not in taken))
     return slots
 
 

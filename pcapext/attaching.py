@@ -68,6 +68,10 @@ LINKTYPE_BY_HATYPE = {hatype: linktype for linktype, hatypes in HATYPES.items() 
 _REJECTING = bytes(Program((Instruction(bpf.RET_K),)))
 
 
+#: Whether to give a packet: its bytes, and how many there were on the wire.
+Matches = Callable[[bytes, int], bool]
+
+
 class Source(Protocol):
     """Whatever reads packets through libpcap, and lets itself be told to check them."""
 
@@ -78,10 +82,10 @@ class Source(Protocol):
     def fileno(self) -> int:
         """The descriptor that it captures on (`pcap_fileno`)."""
 
-    def check_until(self, time_ns: int | None, matches: Callable[[bytes, int], bool]) -> None:
+    def check_until(self, time_ns: int | None, matches: Matches) -> tuple[int | None, Matches]:
         """From now on give packets only if `matches(data, wirelen)`: until the first one with a stamp of `time_ns` (ns since 1970) or
-        later, for ever if that is None. It takes the place of what was told before. The stamps are those of the system's clock: a
-        source with others has to check until it has given all that was captured when this was called.
+        later, for ever if that is None. It takes the place of what was told before, which is returned. The stamps are those of the
+        system's clock: a source with others has to check until it has given all that was captured when this was called.
         """
 
     def clear_filter(self) -> None:
@@ -139,7 +143,11 @@ class Attachment:
             with _in_words(self._shown, self.program):
                 remove_filter(descriptor)
         if source is not None:
-            source.check_until(0, _everything)
+            told = source.check_until(0, _everything)
+            if self.where == "pcapext" and told != (None, self.program.matches):
+                source.check_until(*told)
+                if told[0] != 0:
+                    warnings.warn(f"the {self._shown} has another filter by now, and it stays", AttachWarning, stacklevel=2)
 
 
 def attach(
@@ -342,7 +350,7 @@ class _Check:
     """Who checks the packets that are queued, and how."""
 
     source: Source
-    matches: Callable[[bytes, int], bool]
+    matches: Matches
 
 
 def _install(program: Program, descriptor: int, spot: Spot, check: _Check | None) -> None:
@@ -358,10 +366,11 @@ def _install(program: Program, descriptor: int, spot: Spot, check: _Check | None
         set_filter(scratch.fileno(), bytes(program))
     with _in_words(spot, program):
         set_filter(descriptor, _REJECTING)
+    told: tuple[int | None, Matches] = 0, _everything
     try:
         with _in_words(spot, program):
             if check:
-                check.source.check_until(None, check.matches)
+                told = check.source.check_until(None, check.matches)
                 check.source.clear_filter()
                 set_filter(descriptor, _REJECTING)
             await_filters()
@@ -374,7 +383,9 @@ def _install(program: Program, descriptor: int, spot: Spot, check: _Check | None
                 raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
     except BaseException as error:
         left = _restore(descriptor, before)
-        if check:
+        if check and told[0] is None:  # pcapext filtered there
+            check.source.check_until(*told)
+        elif check:
             check.source.check_until(time.time_ns(), _nothing if before else _everything)
         if left and isinstance(error, AttachError):
             raise type(error)(f"{error}; {left}") from error
@@ -416,13 +427,13 @@ def _in_words(spot: object, program: Program) -> Iterator[None]:
 
 def _check_in_userland(program: Program, descriptor: int, spot: Spot, source: Source) -> None:
     """Let a source check its packets, all of which the kernel then lets through."""
-    source.check_until(None, program.matches)
+    told = source.check_until(None, program.matches)
     if spot.is_packet_socket:
         try:
             with _in_words(spot, program):
                 remove_filter(descriptor)
         except AttachError:
-            source.check_until(0, _everything)
+            source.check_until(*told)
             raise
 
 

@@ -16,7 +16,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, overload
 
 from pcapext.errors import ProgramError
-from pcapext.flowkeys import FLOW_KEYS, SKF_AD_OFF
+from pcapext.flowkeys import FLOW_KEYS, KEYS_ANCILLARY, KEYS_K, KEYS_NAME, SKF_AD_OFF
 from pcapext.slotted import dataclass, field
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ U32 = 0xFFFF_FFFF
 MAXIMUM_SNAPLEN = 262144
 
 #: The targets whose programs are classic BPF.
-TARGETS = ("classic", "flowkeys")
+TARGETS = ("classic", "flowkeys", "keys")
 
 LD_W_ABS, LD_H_ABS, LD_B_ABS = 0x20, 0x28, 0x30
 LD_W_IND, LD_H_IND, LD_B_IND = 0x40, 0x48, 0x50
@@ -174,6 +174,7 @@ ANCILLARY: tuple[Ancillary, ...] = (
     Ancillary(56, "random", ("rand",)),
     Ancillary(60, "vlan_tpid", ("vlan_tpid",)),
     *(Ancillary(key.ancillary, key.name, (key.name,), stock=False) for key in FLOW_KEYS if not key.stock),
+    Ancillary(KEYS_ANCILLARY, KEYS_NAME, (KEYS_NAME,), stock=False),
 )
 
 ANCILLARY_BY_K = {word.k: word for word in ANCILLARY}
@@ -232,7 +233,7 @@ class Program(Sequence[Instruction]):
     """A valid classic BPF program: a sequence of `Instruction`, with what it was made from.
 
     `linktype` is a DLT number (1: EN10MB), `snaplen` the snap length in bytes, `expression` the text it was compiled
-    from, `target` the form it was compiled to ("classic" or "flowkeys", DESIGN.md 2), `settings` those of the walk
+    from, `target` the form it was compiled to ("classic", "flowkeys" or "keys", DESIGN.md 2), `settings` those of the walk
     that its flow keys come from, None where they are the usual ones. Whatever libpcap's interpreter can run can be built;
     anything else is a ProgramError. `bytes(program)` is an array of `struct sock_filter` in host byte order.
 
@@ -304,7 +305,7 @@ class Program(Sequence[Instruction]):
 
     @property
     def flow_keys(self) -> tuple[str, ...]:
-        """The names of the flow keys it loads that a stock kernel does not have, each once.
+        """The names of the flow keys it loads that a stock kernel does not have, each once; `keys` for `ld #keys`.
 
         >>> Program((Instruction(LD_W_ABS, k=SKF_AD_OFF + 76), Instruction(RET_A))).flow_keys
         ('tproto',)
@@ -356,9 +357,12 @@ def program_of(
     snaplen: int = MAXIMUM_SNAPLEN,
     expression: str | None = None,
 ) -> Program:
-    """A program made elsewhere: its target is `flowkeys` where it loads a key that a stock kernel lacks, else `classic`."""
+    """A program made elsewhere: its target is `keys` where it has an `ld #keys`, `flowkeys` where it loads another key that a stock
+    kernel lacks, else `classic`.
+    """
     loaded = tuple(instructions)
-    return Program(loaded, linktype, snaplen, expression, "flowkeys" if _flow_keys(loaded) else "classic")
+    words = _flow_keys(loaded)
+    return Program(loaded, linktype, snaplen, expression, "keys" if KEYS_NAME in words else "flowkeys" if words else "classic")
 
 
 def _flow_keys(instructions: Sequence[Instruction]) -> tuple[str, ...]:
@@ -449,13 +453,21 @@ def _unwritten_read(instructions: Sequence[Instruction]) -> Fault | None:
 
     The kernel's pass runs straight on through a `ret`: it takes what a jump brings to the instruction behind and what
     was written before the `ret` together, and refuses a load where either lacks the slot. Jumps must go forward.
+
+    `ld #keys` counts as a write of as many slots as an `ld #k` right before it says; without one, or where a jump may come between
+    the two, of none.
     """
     everything = (1 << MEMORY_SLOTS) - 1
     brought = [everything] * len(instructions)
+    joined = {target for index, instruction in enumerate(instructions) for target in instruction.targets(index)}
     written = 0
     for index, instruction in enumerate(instructions):
         written &= brought[index]
-        if instruction.code in _STORES:
+        if instruction.code in _ABSOLUTE_LOADS and instruction.k == KEYS_K:
+            before = instructions[index - 1] if index and index not in joined else None
+            if before and before.code == LD_IMM:
+                written |= (1 << min(before.k, len(FLOW_KEYS))) - 1
+        elif instruction.code in _STORES:
             written |= 1 << instruction.k
         elif instruction.code in _MEMORY_LOADS and not written >> instruction.k & 1:
             return Fault(f"M[{instruction.k}] is read, but not written on every path before", index)

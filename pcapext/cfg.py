@@ -27,7 +27,7 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import TypeAlias
 
-from pcapext.flowkeys import KEY_BY_NAME
+from pcapext.flowkeys import FLOW_KEYS, KEY_BY_NAME
 from pcapext.interned import Interned
 from pcapext.slotted import dataclass
 
@@ -464,6 +464,10 @@ def maximum(value: Value) -> int:
         case Among():
             return 1
     return U32
+
+
+#: The locals that `ld #keys` writes, with their slots of M[]: `M thoff` is M[2].
+KEY_SLOTS = {Local(f"M {key.name}", maximum(Key(key.name))): slot for slot, key in enumerate(FLOW_KEYS)}
 
 
 def rewrite(value: Value, change: Callable[[Value], Value]) -> Value:

@@ -80,12 +80,13 @@ def _compile(options: argparse.Namespace) -> int:
     linktype: str | int
     linktype, snaplen = "EN10MB", MAXIMUM_SNAPLEN
     target = options.target or "flowkeys"
-    if options.format not in STYLES:
+    form = options.format or "d"
+    if form not in STYLES:
         from pcapext.elsewhere import PLACES
 
         target = options.target or "classic"
-        if options.format in PLACES:
-            linktype = PLACES[options.format].linktype
+        if form in PLACES:
+            linktype = PLACES[form].linktype
     if options.read:
         from pcapext.capture import open_offline
 
@@ -95,16 +96,15 @@ def _compile(options: argparse.Namespace) -> int:
         linktype = options.linktype
     if options.snaplen is not None:
         snaplen = options.snaplen
-    program = compile(
-        _expression(options),
-        linktype=linktype,
-        snaplen=snaplen,
-        netmask=options.netmask,
-        optimize=options.optimize,
-        target=target,
-        **_chosen_settings(options),
-    )
-    _print_program(program, options.format)
+    settings = _chosen_settings(options)
+    chosen = {"linktype": linktype, "snaplen": snaplen, "netmask": options.netmask, "optimize": options.optimize, **settings}
+    if target == "c":
+        if options.format not in (None, "c"):
+            options.usage_error(f"argument -t: c is printed as C alone, not in the form {options.format}")
+        print(compile(_expression(options), target="c", **chosen).dump(), end="")
+        return 0
+    program = compile(_expression(options), target=target, **chosen)
+    _print_program(program, form)
     if program.flow_keys:
         words = ", ".join(f"[{key}]" for key in program.flow_keys)
         print(f"pcapext: note: a stock kernel refuses {words}; {_RUN_ANYWHERE}", file=sys.stderr)

@@ -154,7 +154,6 @@ def _compile_arguments(added: argparse.ArgumentParser) -> None:
     for style, shown in (("d", "as text"), ("dd", "as a C array"), ("ddd", "as decimal numbers")):
         styles.add_argument(f"-{style}", dest="format", action="store_const", const=style, help=f"print it {shown}")
     styles.add_argument("--format", choices=PRINTED, help=f"print it in this form (d){_PRINTED_HELP}")
-    added.set_defaults(format="d")
     linktype = "link type, libpcap's name or number (EN10MB, for iptables RAW)"
     added.add_argument("-y", dest="linktype", type=_linktype, metavar="LINKTYPE", help=linktype)
     added.add_argument("-s", dest="snaplen", type=_snaplen, metavar="SNAPLEN", help="bytes to keep of a packet (262144)")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pcapext import pcap_bridge
 from pcapext.bpf import MAX_INSTRUCTIONS, MAXIMUM_SNAPLEN, Instruction, Program
@@ -22,15 +22,48 @@ from pcapext.standard import compile_standard, placed
 
 if TYPE_CHECKING:
     from pcapext.cfg import Cfg
+    from pcapext.csource import CSource
     from pcapext.encapsulation import LinkLayer, WalkSettings
 
 #: The forms of program that `compile` makes (DESIGN.md 2).
-TARGETS = ("flowkeys", "classic")
+TARGETS = ("flowkeys", "classic", "keys", "c")
 
 #: libpcap's words, and ours, for a filter that can accept no packet.
 REJECTS_ALL = "expression rejects all packets"
 
 
+@overload
+def compile(  # type: ignore[overload-overlap]
+    expression: str,
+    *,
+    target: Literal["c"],
+    linktype: str | int = ...,
+    snaplen: int = ...,
+    netmask: int | None = ...,
+    optimize: bool | int = ...,
+    tunnel_ports: Mapping[str, Iterable[int]] | None = ...,
+    max_levels: int | None = ...,
+    vlan_tags: int | None = ...,
+    mpls_labels: int | None = ...,
+    extension_headers: int | None = ...,
+    gtpu_extensions: int | None = ...,
+) -> CSource: ...
+@overload
+def compile(
+    expression: str,
+    *,
+    linktype: str | int = ...,
+    snaplen: int = ...,
+    netmask: int | None = ...,
+    optimize: bool | int = ...,
+    target: str = ...,
+    tunnel_ports: Mapping[str, Iterable[int]] | None = ...,
+    max_levels: int | None = ...,
+    vlan_tags: int | None = ...,
+    mpls_labels: int | None = ...,
+    extension_headers: int | None = ...,
+    gtpu_extensions: int | None = ...,
+) -> Program: ...
 def compile(
     expression: str,
     *,
@@ -45,12 +78,13 @@ def compile(
     mpls_labels: int | None = None,
     extension_headers: int | None = None,
     gtpu_extensions: int | None = None,
-) -> Program:
+) -> Program | CSource:
     """Compile a filter.
 
     `linktype` is a name of libpcap's or a DLT number; `snaplen` the number of bytes that an accepted packet is cut to;
     `netmask` the network's, for `ip broadcast`, None if it is not known. `target` is "flowkeys", a short program that loads flow
-    keys, or "classic", a long one that runs on every kernel and libpcap; a filter without extension terms is always "classic".
+    keys, "keys", the same with one load of all of them into M[], or "classic", a long one that runs on every kernel and libpcap; a filter
+    without extension terms is always "classic". With "c" it is C source, a `CSource` and no program (pcapext/csource.py).
     An empty expression accepts everything.
 
     `optimize` says how much: 0 or False, 1 or True, or 2. 1 and 2 differ for filters without extension terms alone: 1 gives
@@ -87,6 +121,8 @@ def compile(
         extension_headers=extension_headers,
         gtpu_extensions=gtpu_extensions,
     )
+    if target == "c":
+        return _compile_c(expression, number, snaplen, netmask, optimize, settings)
     instructions, made_for, walk = _compile(expression, number, snaplen, netmask, optimize, target, settings)
     return Program(_checked_length(instructions, walk), number, snaplen, expression, made_for, settings)
 
@@ -171,7 +207,8 @@ def _compile_again(program: Program, made_up: bool) -> tuple[Instruction, ...] |
         return None
     text, linktype, snaplen, settings = str(program.expression), program.linktype, program.snaplen, program.settings
     try:
-        if _compile(text, linktype, snaplen, None, True, "flowkeys", settings)[0] != program.instructions:
+        made_for = "keys" if program.target == "keys" else "flowkeys"
+        if _compile(text, linktype, snaplen, None, True, made_for, settings)[0] != program.instructions:
             return None
         return _checked_length(_compile(text, linktype, snaplen, None, True, "classic", settings, live=made_up)[0])
     except PcapextError:
@@ -223,13 +260,50 @@ def _compile(
     """The instructions, their target, and the settings of the walk if it is among them. `byteorder`: of the file, None outside of
     files; `live`: for packets as a Linux kernel shows them to filters (`compile_live`).
     """
+    _check_optimize(optimize)
+    if target not in TARGETS:
+        raise FilterError(f"unknown target '{target}', expected one of {', '.join(TARGETS)}")
+    extended = _extended_graph(expression, linktype, snaplen, netmask, optimize, target, settings, byteorder, live)
+    if extended is None:
+        return _compile_standard(expression, linktype, snaplen, netmask, optimize, byteorder, live), "classic", None
+    from pcapext.assemble import assemble  # here, since a standard expression needs none of our passes
+
+    cfg, walk = extended
+    return assemble(cfg), target, walk
+
+
+def _compile_c(expression: str, linktype: int, snaplen: int, netmask: int | None, optimize: int, settings: WalkSettings | None) -> CSource:
+    """A filter as C source."""
+    from pcapext.csource import CSource
+    from pcapext.encapsulation import DEFAULT_SETTINGS, LINK_LAYER_BY_NUMBER
+    from pcapext.lift import lift
+    from pcapext.lower import load_once, wanted_of
+    from pcapext.optimize import finish, improve
+    from pcapext.optimize.merge import merge
+    from pcapext.write_c import found_locals, write_c
+
+    _check_optimize(optimize)
+    extended = _extended_graph(expression, linktype, snaplen, netmask, optimize, "c", settings)
+    if extended is None:
+        try:
+            cfg = lift(compile_standard(expression, linktype, snaplen, netmask, optimize, None))
+        except ProgramError:
+            start = expression.index("protochain")
+            span = Span(start, start + len("protochain"))
+            raise FilterError("'protochain' makes a loop, and a filter in C cannot have one", expression, span) from None
+        cfg = finish(improve(cfg)) if optimize else cfg
+    else:
+        cfg, _ = extended
+    wanted = wanted_of(cfg)
+    placed_once = merge(load_once(cfg, found_locals(wanted)))
+    name = pcap_bridge.linktype_name(linktype) or str(linktype)
+    text = write_c(placed_once, expression, name, wanted, LINK_LAYER_BY_NUMBER.get(linktype), settings or DEFAULT_SETTINGS)
+    return CSource(text, linktype, snaplen, expression, settings)
+
+
+def _check_optimize(optimize: int) -> None:
     if optimize not in (0, 1, 2):
         raise FilterError(f"optimize is {optimize!r}, expected 0, 1 or 2")
-    if target not in TARGETS:
-        raise FilterError(f"unknown target '{target}', expected {' or '.join(TARGETS)}")
-    if _may_extend(expression):
-        return _compile_extended(expression, linktype, snaplen, netmask, optimize, target, settings, byteorder, live)
-    return _compile_standard(expression, linktype, snaplen, netmask, optimize, byteorder, live), "classic", None
 
 
 def _compile_standard(
@@ -270,7 +344,7 @@ def _checked_length(instructions: tuple[Instruction, ...], walk: WalkSettings | 
     raise FilterError(f"{message}; it is shorter with a smaller {', '.join(bounds)}" if bounds else message)
 
 
-def _compile_extended(
+def _extended_graph(
     expression: str,
     linktype: int,
     snaplen: int,
@@ -280,25 +354,28 @@ def _compile_extended(
     settings: WalkSettings | None,
     byteorder: str | None = None,
     live: bool = False,
-) -> tuple[tuple[Instruction, ...], str, WalkSettings | None]:
+) -> tuple[Cfg, WalkSettings | None] | None:
+    """The graph of a filter with extension terms, and the settings of the walk if it is in the graph; None for any other filter."""
+    if not _may_extend(expression):
+        return None
     # Imported here: a standard expression needs neither our parser nor our passes.
-    from pcapext.assemble import assemble
     from pcapext.cfg import REJECT
     from pcapext.codegen import generate
     from pcapext.encapsulation import DEFAULT_SETTINGS, LINK_LAYER_BY_NUMBER, LINK_LAYERS
     from pcapext.lift import lift
     from pcapext.locate import standard_terms
-    from pcapext.lower import lower, lower_in_place
+    from pcapext.lower import load_keys, lower, lower_in_place
     from pcapext.mark import mark
     from pcapext.optimize import finish, improve
     from pcapext.optimize.gather import gather
+    from pcapext.optimize.merge import merge
     from pcapext.parser import parse
     from pcapext.resolve import resolve
 
     tree = parse(expression)
     extensions = resolve(expression, tree, netmask=netmask)
     if not extensions:
-        return _compile_standard(expression, linktype, snaplen, netmask, optimize, byteorder, live), "classic", None
+        return None
     if linktype not in LINK_LAYER_BY_NUMBER:
         names = ", ".join(row.name for row in LINK_LAYERS)
         shown = pcap_bridge.linktype_name(linktype) or linktype
@@ -324,6 +401,8 @@ def _compile_extended(
         from pcapext.prepare import lower_improved
 
         lowered = lower_improved(cfg, link_layer, walk, improve)
+    elif target == "c":
+        lowered = cfg  # in C the walk tells everything
     else:
         lowered = (lower if target == "classic" else lower_in_place)(cfg, link_layer, walk)
         if lowered is not cfg:
@@ -332,4 +411,7 @@ def _compile_extended(
     walks = lowered is not cfg
     if live and link_layer.made_up:
         lowered = _relocated(lowered, link_layer)
-    return assemble(finish(lowered) if optimize or walks else lowered), target, walk if walks else None
+    finished = finish(lowered) if optimize or walks else lowered
+    if target == "keys":
+        finished = merge(load_keys(finished))
+    return finished, walk if walks else None

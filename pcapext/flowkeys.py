@@ -6,6 +6,9 @@ Out: one table of the keys, and `FlowKeys`, the values of all of them for one pa
 Classic BPF loads a key as an ancillary word, `ld [SKF_AD_OFF + offset]`. `poff` has the offset that the kernel gave
 it (SKF_AD_PAY_OFFSET, include/uapi/linux/filter.h); the others stand behind SKF_AD_MAX, 64, so that a stock kernel
 refuses a program that holds one of them and can never misread it.
+
+The other way that the discussion had is one load for all of them, `ld [SKF_AD_OFF + 84]`, written `ld #keys`. A says how many keys are
+asked for; they are written to M[0], M[1] ..., in the order of the table, and A is then how many were written: no more than there are.
 """
 
 from __future__ import annotations
@@ -45,12 +48,19 @@ FLOW_KEYS: tuple[FlowKey, ...] = (
     FlowKey("lhoff", 88, "offset of the Ethernet header before the innermost headers, 0xffffffff where there is none"),
 )
 
+#: The load of several keys at once into M[]: its name and its operand k.
+KEYS_NAME, KEYS_ANCILLARY = "keys", 84
+KEYS_K = SKF_AD_OFF + KEYS_ANCILLARY
+
 #: The words that pcapext reserves (LANGUAGE.md 1). A filter without one of them is libpcap's alone.
 EXTENSION_WORDS = ("inner", "outer", "encap", "depth", "payload", "nhoff", "nproto", "thoff", "tproto", "poff")
 
 #: The table by name and by k.
 KEY_BY_NAME = {key.name: key for key in FLOW_KEYS}
 KEY_BY_K = {key.k: key for key in FLOW_KEYS}
+
+#: The operands of all loads that the walk answers.
+WALKED_K = frozenset({*KEY_BY_K, KEYS_K})
 
 
 @dataclass(frozen=True, slots=True)

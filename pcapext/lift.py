@@ -41,7 +41,7 @@ from pcapext.cfg import (
     rewrite_end,
 )
 from pcapext.errors import ProgramError
-from pcapext.flowkeys import KEY_BY_K
+from pcapext.flowkeys import FLOW_KEYS, KEY_BY_K, KEYS_K
 
 A, X = Local("A"), Local("X")
 MEMORY = tuple(Local(f"M{slot}") for slot in range(bpf.MEMORY_SLOTS))
@@ -124,6 +124,8 @@ def run_one(instruction: Instruction, state: dict[Local, Value]) -> tuple[Value,
     """Run an instruction that is no jump and no `ret` on symbols: `state` changes. The values in it that can reject the packet."""
     opcode, k = bpf.OPCODE_BY_CODE[instruction.code], instruction.k
     match instruction.code:
+        case code if code in _LOADS and code not in _INDIRECT and k == KEYS_K:
+            _load_keys(state)
         case code if code in _LOADS:
             size = _LOADS[code]
             if code in _INDIRECT:
@@ -162,6 +164,17 @@ def run_one(instruction: Instruction, state: dict[Local, Value]) -> tuple[Value,
             if opcode.mnemonic in ("div", "mod"):
                 return (state[A],)
     return ()
+
+
+def _load_keys(state: dict[Local, Value]) -> None:
+    """Run `ld #keys` on symbols: as loads of the keys one by one."""
+    match state[A]:
+        case Const(asked):
+            keys = FLOW_KEYS[:asked]
+            state.update({MEMORY[slot]: Ancillary(4, key.k) for slot, key in enumerate(keys)})
+            state[A] = Const(len(keys))
+        case _:
+            raise ProgramError("how many keys 'ld #keys' loads is not known: there is no 'ld #' right before it")
 
 
 def header_length(octet: Value) -> Value:

@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Any
 
 from pcapext import pcap_live
-from pcapext.attaching import Attachment, attach
+from pcapext.attaching import Attachment, Matches, attach
 from pcapext.bpf import MAXIMUM_SNAPLEN, Program
 from pcapext.capture import Packet
 from pcapext.errors import CaptureError, LibpcapError, PcapextError
@@ -238,16 +238,33 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         When this returns, no packet is given any more that the new one does not accept, and packets that it accepts are given from then on.
         The arguments, warnings and errors are those of `open_live` and of `pcapext.attach`. If it raises, the filter is the one before.
         """
-        with self._using() as handle:
+        with self._using():
             if isinstance(filter, str) and netmask is None and "broadcast" in filter:
                 netmask = netmask_of(self.device) or 0
             if filter is not None:
-                self._attachment = attach(filter, handle, netmask=netmask, **options)
+                self._attachment = attach(filter, self, netmask=netmask, **options)
             elif self._attachment:
                 self._attachment.detach()
                 self._attachment = None
-            self._later = None
             return self._attachment
+
+    # With its `linktype` these make it a `Source` for `pcapext.attach`, and for `Program.attach`.
+
+    def fileno(self) -> int:
+        """The descriptor that it captures on."""
+        with self._using() as handle:
+            return handle.fileno()
+
+    def check_until(self, time_ns: int | None, matches: Matches) -> tuple[int | None, Matches]:
+        """As that of `LiveHandle`."""
+        with self._using() as handle:
+            self._later = None
+            return handle.check_until(time_ns, matches)
+
+    def clear_filter(self) -> None:
+        """As that of `LiveHandle`."""
+        with self._using() as handle:
+            handle.clear_filter()
 
     def stats(self) -> Stats:
         """What the kernel has counted since the capture was opened: packets `received`, which are those that the filter accepted,

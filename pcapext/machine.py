@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from pcapext import bpf
 from pcapext.bpf import OPCODES, U32, Instruction, Opcode, Operand, Program
 from pcapext.errors import ProgramError
-from pcapext.flowkeys import KEY_BY_K, FlowKeys
+from pcapext.flowkeys import FLOW_KEYS, KEY_BY_K, KEYS_K, FlowKeys
 from pcapext.slotted import dataclass
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ class Result:
     """What a run came to.
 
     `value` is what the program returned: 0 rejects the packet, anything else is the number of bytes to keep.
-    `executed` counts the instructions that ran, the last one included. `dissected` is 1 where a flow key was loaded,
-    else 0.
+    `executed` counts the instructions that ran, the last one included. `dissected` is 1 where a flow key was loaded, and
+    counts each `ld #keys`, which does not look whether there was one before.
     """
 
     value: int
@@ -63,8 +63,8 @@ def run(program: Program, packet: Buffer, wirelen: int | None = None, dissect: D
 
     `packet` is any buffer: the bytes captured. `wirelen` is the length on the wire, what `ld #pktlen` loads; unless
     told, all was captured. `dissect(packet, linktype)` gives the flow keys; unless told, `pcapext.dissect.dissect` with the
-    settings of the program does. It is called at the first load of a key and never again for this packet. Raises ProgramError where the
-    program does not end.
+    settings of the program does. It is called at the first load of a key and never again for loads of one key, but for each `ld #keys`.
+    Raises ProgramError where the program does not end.
 
     >>> run(Program((Instruction(bpf.LD_LEN), Instruction(bpf.RET_A))), b"abc")
     Result(value=3, executed=2, dissected=0)
@@ -125,18 +125,31 @@ def _step(index: int, instruction: Instruction) -> _Step:
             return operation, k, _END, target
     if instruction.ancillary and k in KEY_BY_K:
         operation = _load_key(KEY_BY_K[k].name)
+    elif instruction.ancillary and k == KEYS_K:
+        operation = _load_keys
     return operation, k, _END, index + 1
 
 
 def _load_key(name: str) -> _Operation:
     def load(s: _State, k: int) -> bool:
-        if s.keys is None:
-            s.keys = s.dissect(s.packet, s.program.linktype) if s.dissect else _reference_walk(s.packet, s.program)
-            s.dissected += 1
-        s.A = getattr(s.keys, name)
+        keys = s.keys or _walked(s)
+        s.A = getattr(keys, name)
         return False
 
     return load
+
+
+def _load_keys(s: _State, k: int) -> bool:
+    keys = _walked(s)
+    s.A = min(s.A, len(FLOW_KEYS))
+    s.M[: s.A] = [getattr(keys, key.name) for key in FLOW_KEYS[: s.A]]
+    return False
+
+
+def _walked(s: _State) -> FlowKeys:
+    s.keys = s.dissect(s.packet, s.program.linktype) if s.dissect else _reference_walk(s.packet, s.program)
+    s.dissected += 1
+    return s.keys
 
 
 def _reference_walk(packet: bytes, program: Program) -> FlowKeys:

@@ -28,6 +28,9 @@ from pcapext.pcap_bridge import ERRBUF_SIZE, libpcap, linktype_number, string
 from pcapext.pcap_handles import END, MICRO, NANO, CapturedPacket, Reader
 from pcapext.sockets import packet_socket, read_filter
 
+#: Whether to give a packet: its bytes, and how many there were on the wire.
+Matches = Callable[[bytes, int], bool]
+
 #: The link type of Ethernet, DLT_EN10MB.
 _ETHERNET = 1
 
@@ -96,7 +99,7 @@ class LiveHandle(Reader):
         self._direction = "inout"
         self._is_broken = False
         self._checked_until: int | None = 0
-        self._matches: Callable[[bytes, int], bool] = lambda data, wirelen: True
+        self._matches: Matches = lambda data, wirelen: True
         self._alarm = _Alarm()
         # For libpcap always, whatever `nonblocking` is: it is here that packets are waited for.
         errbuf = libpcap().ffi.new("char[]", ERRBUF_SIZE)
@@ -164,14 +167,17 @@ class LiveHandle(Reader):
         super().close()
         self._alarm.ring()
 
-    def check_until(self, time_ns: int | None, matches: Callable[[bytes, int], bool]) -> None:
+    def check_until(self, time_ns: int | None, matches: Matches) -> tuple[int | None, Matches]:
         """Give the packets stamped before `time_ns`, in ns since 1970, only if `matches(data, wirelen)`: all packets if it is None.
 
-        It takes the place of the one before; 0 ends the checking. For what was let through before a new filter was in place.
+        It takes the place of what was told before, which is returned; 0 ends the checking. For what was let through before a new filter
+        was in place.
         """
         self.pcap  # noqa: B018
         with self._lock:
-            self._matches, self._checked_until = matches, time_ns
+            told = self._checked_until, self._matches
+            self._checked_until, self._matches = time_ns, matches
+            return told
 
     def clear_filter(self) -> None:
         """Have libpcap and the kernel let everything through."""

@@ -44,7 +44,7 @@ from pcapext.cfg import (
     show,
 )
 from pcapext.encapsulation import LinkLayer, WalkSettings
-from pcapext.lower import in_locals, lower, told_by_walk
+from pcapext.lower import in_locals, lower, told_by_walk, wanted_of
 from pcapext.slotted import dataclass
 from pcapext.unroll import unroll
 
@@ -54,7 +54,7 @@ _WALKS = 8
 
 def lower_improved(cfg: Cfg, link_layer: LinkLayer, settings: WalkSettings, improve: Callable[[Cfg], Cfg]) -> Cfg:
     """The graph with the walk in place of everything that a walk tells, improved; the very graph if a walk tells nothing."""
-    wanted = frozenset[Key | Passed]().union(*map(told_by_walk, cfg.blocks.values()))
+    wanted = wanted_of(cfg)
     if not wanted:
         return cfg
     split = _split(cfg, wanted) if told_by_walk(cfg.blocks[cfg.entry]) else None

@@ -15,6 +15,7 @@ from pcapext import bpf
 from pcapext.bpf import MEMORY_SLOTS, Instruction
 from pcapext.cfg import (
     FIRST_NEGATIVE,
+    KEY_SLOTS,
     REMEMBERED,
     VOID,
     Among,
@@ -39,7 +40,7 @@ from pcapext.cfg import (
     read_at_end,
 )
 from pcapext.errors import FilterError
-from pcapext.flowkeys import KEY_BY_NAME
+from pcapext.flowkeys import KEY_BY_NAME, KEYS_K
 from pcapext.slotted import dataclass, field
 
 _ABSOLUTE = {4: bpf.LD_W_ABS, 2: bpf.LD_H_ABS, 1: bpf.LD_B_ABS}
@@ -198,9 +199,14 @@ class _Writer(Code):
         for local, value in reversed(block.assignments[1:]):
             lives.append(lives[-1] - {local} | locals_of(value))
             bases.append(next_base((value,)) or bases[-1])
+        keys = frozenset(local for local, _ in block.assignments if local in KEY_SLOTS)
         for local, value in block.assignments:
             self.live, self.reads = lives.pop() - {local}, _reads(value)
-            self.assign(local, value, bases.pop())
+            base = bases.pop()
+            if local not in keys:
+                self.assign(local, value, base)
+            elif local not in self.memory:
+                self.load_keys(keys)
         self.live, self.reads = live_after, _reads(*block.end.values)
         match block.end:
             case Goto(target):
@@ -231,6 +237,12 @@ class _Writer(Code):
             frozenset(held for held in register if local not in locals_of(held)) | ({local} if value in register else _NOTHING)
             for register in (self.a, self.x)
         )
+
+    def load_keys(self, keys: frozenset[Local]) -> None:
+        """Load all keys that the block assigns to slots of M[]: the first ones of the table."""
+        self.set_a(bpf.LD_IMM, len(keys), _NOTHING)
+        self.set_a(bpf.LD_W_ABS, KEYS_K, frozenset({Const(len(keys))}))
+        self.memory |= keys
 
     def branch(self, test: Test, then: Label, otherwise: Label) -> None:
         k, x = _JUMPS[test.comparison]

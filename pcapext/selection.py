@@ -17,7 +17,7 @@ from pcapext.bpf import RET_K, U32, Instruction, Program
 from pcapext.compiler import REJECTS_ALL, compile_to_run, settings_of
 from pcapext.engine import STOPPED_WORDS, Matcher, allocate, ffi, lib, matcher_of
 from pcapext.errors import FilterError, ProgramError
-from pcapext.flowkeys import KEY_BY_K
+from pcapext.flowkeys import WALKED_K
 from pcapext.formats import NATIVE
 from pcapext.records import Batch, Chunk, Early, Kept, Layout
 from pcapext.slotted import dataclass, replace
@@ -112,7 +112,7 @@ class Filter:
                     raise ProgramError(f"a packet of link type {_shown(linktype)}, and the filter is for {_shown(program.linktype)}")
                 made = program.instructions
         for instruction in made:
-            if instruction.ancillary and instruction.k not in KEY_BY_K:
+            if instruction.ancillary and instruction.k not in WALKED_K:
                 raise FilterError(f"the filter asks for [{instruction.ancillary.name}], which no capture file holds")
         return made
 

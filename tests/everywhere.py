@@ -4,8 +4,10 @@ In:  a filter as a template of oracle.py, and packets, whole, ended early or cut
 Out: nothing but the verdict; a disagreement is an AssertionError that names the ways that differ and holds the packet in hex.
 
 The ways: the program with flow keys on pcapext's machine, which takes the keys from the reference walk, and in pcapext's engine, which
-walks by itself; the classic program on the machine, in the engine, in libpcap's interpreter and in the running kernel; each of these
-optimized and not. The rules are oracle.py's, with the keys that the generator knows by construction.
+walks by itself; the program that loads all keys at once on both; the classic program on the machine, in the engine, in libpcap's
+interpreter and in the running kernel; where it is asked for, C compiled to native code, and to eBPF that runs as XDP; each of these
+optimized and not. The rules are oracle.py's, with the keys that the generator
+knows by construction.
 
 A packet captured whole has one verdict everywhere. Of a packet that the snap length cut, a program may reject what the rules
 accept, never the other way (LANGUAGE.md 5). The kernel has no such packets: it runs the filter before the cut.
@@ -17,14 +19,17 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import fields
 from functools import cache, lru_cache
 from random import Random
+from typing import Any
 
 import packets
 from bpf_oracles import Kernel, libpcap_accepts, libpcap_run_packed, packed
+from c_programs import LONGEST, SHORTEST, InKernel, Native
 from oracle import NETMASK, Packet, expected, text_of, with_known_values
 from packets import EN10MB, LINK_TYPES, LINUX_SLL2, Generated
 
 from pcapext.bpf import RET_K, Instruction, Program
 from pcapext.compiler import compile
+from pcapext.csource import CSource
 from pcapext.dissect import dissect, walk
 from pcapext.encapsulation import DEFAULT_SETTINGS, WalkSettings
 from pcapext.errors import FilterError
@@ -123,7 +128,8 @@ class Everywhere:
     """A filter, with a program for each way to run it.
 
     `text` is the filter where it is not the template without braces and quotes. `classic` holds the values of `optimize` for which there
-    is to be a classic program, which takes long to compile. With other `settings` of the walk, packets must have been made for them
+    is to be a classic program, which takes long to compile; `c` and `xdp` those for which there is to be C, which needs a C compiler, and
+    C in XDP, which needs clang and root. With other `settings` of the walk, packets must have been made for them
     (`observed`).
     """
 
@@ -134,6 +140,8 @@ class Everywhere:
         *,
         text: str | None = None,
         classic: Collection[bool] = BOTH,
+        c: Collection[bool] = (),
+        xdp: Collection[bool] = (),
         netmask: int = NETMASK,
         settings: WalkSettings = DEFAULT_SETTINGS,
     ):
@@ -143,12 +151,25 @@ class Everywhere:
         self.netmask = netmask
         self.quick: dict[str, Way] = {}
         self.slow: dict[str, Way] = {}
-        self._kernels: list[Kernel] = []
+        self._kernels: list[Kernel | InKernel] = []
         for optimize in BOTH:
             how = "optimized" if optimize else "unoptimized"
             keyed = compiled(self.text, linktype, netmask, optimize, "flowkeys", settings)
             self.quick[f"machine, flow keys, {how}"] = _on_machine(keyed, settings)
             self.quick[f"engine, flow keys, {how}"] = _in_engine(keyed)
+            together = compiled(self.text, linktype, netmask, optimize, "keys", settings)
+            assert set(together.flow_keys) <= {"keys"}, self.text
+            assert together.kernel_refusal(stock=False) is None, self.text
+            self.quick[f"engine, keys, {how}"] = _in_engine(together)
+            self.slow[f"machine, keys, {how}"] = _on_machine(together, settings)
+            if optimize in (*c, *xdp):
+                source = _c_source(self.text, linktype, netmask, optimize, settings)
+                if optimize in c:
+                    self.quick[f"native C, {how}"] = _in_c(Native(source))
+                if optimize in xdp:
+                    program = InKernel(source)
+                    self._kernels.append(program)
+                    self.quick[f"C in XDP, {how}"] = _in_xdp(program)
             if optimize in classic:
                 plain = compiled(self.text, linktype, netmask, optimize, "classic", settings)
                 kernel = Kernel()
@@ -192,12 +213,19 @@ class Everywhere:
         self.close()
 
 
+def _changed(settings: WalkSettings) -> dict[str, Any]:
+    return {name: value for name in SETTINGS if (value := getattr(settings, name)) != getattr(DEFAULT_SETTINGS, name)}
+
+
+def _c_source(text: str, linktype: int, netmask: int, optimize: bool, settings: WalkSettings) -> CSource:
+    return compile(text, linktype=linktype, netmask=netmask, optimize=optimize, target="c", **_changed(settings))
+
+
 @cache
 def compiled(text: str, linktype: int, netmask: int, optimize: bool, target: str, settings: WalkSettings = DEFAULT_SETTINGS) -> Program:
     """The program, made once in a run of the tests."""
-    changed = {name: value for name in SETTINGS if (value := getattr(settings, name)) != getattr(DEFAULT_SETTINGS, name)}
     try:
-        return compile(text, linktype=linktype, netmask=netmask, optimize=optimize, target=target, **changed)
+        return compile(text, linktype=linktype, netmask=netmask, optimize=optimize, target=target, **_changed(settings))
     except FilterError as error:
         if error.message == "expression rejects all packets":
             return Program(REJECT, linktype)
@@ -223,6 +251,15 @@ def _in_libpcap(program: Program) -> Way:
     code = packed(program.instructions)
     assert libpcap_accepts(program.instructions)
     return lambda packet: libpcap_run_packed(code, packet.data, packet.length)
+
+
+def _in_c(native: Native) -> Way:
+    return lambda packet: native(packet.data, packet.length)
+
+
+def _in_xdp(program: InKernel) -> Way:
+    """There is no packet that ends in the Ethernet header, none that was cut before the filter, and none longer than a page."""
+    return lambda packet: program(packet.data) if packet.captured == packet.length and SHORTEST <= len(packet.data) <= LONGEST else None
 
 
 def _in_kernel(kernel: Kernel) -> Way:

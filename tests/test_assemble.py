@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from random import Random
@@ -34,6 +35,7 @@ from pcapext.cfg import (
 )
 from pcapext.errors import FilterError
 from pcapext.flowkeys import KEY_BY_NAME, FlowKeys
+from pcapext.lower import load_keys
 from pcapext.machine import run
 
 
@@ -49,6 +51,28 @@ def check(cfg: Cfg, rng: Random, packets: int = 10) -> tuple[Program, set[int]]:
         assert run(made, packet, wirelen, lambda *_, keys=keys: keys).value == expected, (str(cfg), packet.hex(), wirelen, keys)
         returned.add(expected)
     return made, returned
+
+
+def test_random_graphs_that_load_all_keys_at_once() -> None:
+    """The dissector runs at most once, and not where it does not with a load for each key."""
+    dissected, refused = Counter[int](), 0
+    for cfg, rng in random_graphs(400, seed=12):
+        each = program(assemble(cfg))
+        try:
+            made = program(assemble(load_keys(cfg)))
+        except FilterError:
+            refused += 1
+            continue
+        assert made.kernel_refusal(stock=False) is None
+        assert set(made.flow_keys) <= {"keys"}
+        for packet, keys in random_inputs(rng, 10):
+            result = run(made, packet, None, lambda *_, keys=keys: keys)
+            one = run(each, packet, None, lambda *_, keys=keys: keys)
+            assert result.value == one.value, (str(cfg), packet.hex(), keys)
+            assert result.dissected <= one.dissected <= 1
+            dissected[result.dissected] += 1
+    assert min(dissected[0], dissected[1]) > 400
+    assert refused < 20
 
 
 def test_random_graphs() -> None:

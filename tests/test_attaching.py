@@ -28,7 +28,7 @@ from test_kernel import as_seen, receivable
 from wire import BUFFER, MARKER, PORTION, SECONDS, SLL, SLL2, Tun, Wire, cooked
 
 from pcapext import AttachError, AttachWarning, Program, bpf, compile
-from pcapext.attaching import Attachment, attach
+from pcapext.attaching import Attachment, Matches, attach
 from pcapext.bpf import Instruction
 from pcapext.errors import FilterError, KernelLacksError
 from pcapext.pcap_live import LiveHandle, open_live
@@ -851,14 +851,18 @@ class Recorder:
     def __init__(self, descriptor: int):
         self.descriptor = descriptor
         self.told: list[int | None] = []
+        self.until: int | None = 0
+        self.matches: Matches = lambda data, wirelen: True
         self.cleared = 0
 
     def fileno(self) -> int:
         return self.descriptor
 
-    def check_until(self, time_ns: int | None, matches: Callable[[bytes, int], bool]) -> None:
+    def check_until(self, time_ns: int | None, matches: Matches) -> tuple[int | None, Matches]:
+        before = self.until, self.matches
         self.told.append(time_ns)
-        self.matches = matches
+        self.until, self.matches = time_ns, matches
+        return before
 
     def clear_filter(self) -> None:
         self.cleared += 1
@@ -879,6 +883,42 @@ def test_a_source_on_what_is_no_packet_socket() -> None:
             attachment.detach()
             assert source.told == [None, 0]
             assert source.matches(bytes(60), 60)
+
+
+def test_a_filter_that_took_the_place_of_one_of_pcapext_stays() -> None:
+    arp, ip = bytes(12) + b"\x08\x06" + bytes(46), bytes(12) + b"\x08\x00" + bytes(46)
+    with open("/dev/null") as file:
+        source = Recorder(file.fileno())
+        with pytest.warns(AttachWarning, match="no packet socket"):
+            first, second = attach("arp", source), attach("ip", source)
+        with pytest.warns(AttachWarning, match="^the capture has another filter by now, and it stays$"):
+            first.detach()
+        assert source.until is None
+        assert (source.matches(ip, 60), source.matches(arp, 60)) == (True, False)
+        second.detach()
+        assert source.until == 0
+        first.detach()
+
+
+def test_a_filter_of_pcapext_comes_back_when_another_one_fails(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First the kernel has no memory, so pcapext filters; then it has, but the program does not come in."""
+
+    def fail(descriptor: int, program: bytes) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    arp, ip = bytes(12) + b"\x08\x06" + bytes(46), bytes(12) + b"\x08\x00" + bytes(46)
+    with wire.tap(None) as tap:
+        source = Recorder(tap.socket.fileno())
+        with monkeypatch.context() as patch:
+            patch.setattr("pcapext.attaching.set_filter", fail)
+            with pytest.warns(AttachWarning, match="no memory"):
+                wire.do(attach, "arp", source)
+        monkeypatch.setattr("pcapext.attaching.await_filters", lambda: os.close(-1))
+        with pytest.raises(AttachError, match="Bad file descriptor"):
+            wire.do(attach, "ip", source)
+        assert source.until is None
+        assert (source.matches(arp, 60), source.matches(ip, 60)) == (True, False)
+        assert read_filter(tap.socket.fileno()) == b""
 
 
 def test_words_that_only_the_kernel_has() -> None:

@@ -26,7 +26,7 @@ from pcapext.bpf import ANCILLARY, OPCODES, Fault, Instruction, Program, kernel_
 from pcapext.compiler import compile
 from pcapext.encapsulation import WalkSettings
 from pcapext.errors import ProgramError
-from pcapext.flowkeys import FLOW_KEYS, SKF_AD_OFF
+from pcapext.flowkeys import FLOW_KEYS, KEYS_K, SKF_AD_OFF
 from pcapext.machine import run
 from pcapext.textforms import read_program
 
@@ -56,7 +56,7 @@ def spelled(name: str) -> int:
 CONSTANTS = {
     name: value
     for name, value in vars(bpf).items()
-    if re.fullmatch("(LD|LDX)_[A-Z_]+|STX?|[A-Z]{2,4}_[KXA]|NEG|JA|TAX|TXA", name) and name != "U32"
+    if re.fullmatch("(LD|LDX)_[A-Z_]+|STX?|[A-Z]{2,4}_[KXA]|NEG|JA|TAX|TXA", name) and name not in ("U32", "KEYS_K")
 }
 
 
@@ -182,6 +182,30 @@ def test_kernel_with_the_proposal_knows_the_keys(key: bpf.Ancillary, code: int) 
     assert program.flow_keys == (() if key.stock else (key.name,))
 
 
+#: Programs for a kernel that has `ld #keys`, and what it has against them.
+ALL_KEYS = [
+    ("ld #5 ld #keys ld M[0] ld M[4] ret a", None),
+    ("ld #9 ld #keys ld M[6] ret a", None),
+    ("ld #5 ld #keys ld M[5] ret a", "instruction 2: M[5] is read, but not written on every path before"),
+    ("ld #9 ld #keys ld M[7] ret a", "instruction 2: M[7] is read, but not written on every path before"),
+    ("ld #0 ld #keys ldx M[0] ret a", "instruction 2: M[0] is read, but not written on every path before"),
+    ("ldx #5 ld #keys ld M[0] ret a", "instruction 2: M[0] is read, but not written on every path before"),
+    ("ld #keys ld M[0] ret a", "instruction 1: M[0] is read, but not written on every path before"),
+    ("ld #5 ld #keys ld #2 ld #keys ld M[4] ret a", None),
+    # What A holds then is not known.
+    ("ld #len jeq #1, asks ld #5 asks: ld #keys ld M[0] ret a", "instruction 4: M[0] is read, but not written on every path before"),
+    ("ld #len jeq #1, no ld #5 ld #keys no: ld M[0] ret a", "instruction 4: M[0] is read, but not written on every path before"),
+    ("ld #len jeq #1, other ld #5 ld #keys ja all other: st M[0] all: ld M[0] ret a", None),
+]
+
+
+@pytest.mark.parametrize(("source", "words"), ALL_KEYS)
+def test_load_of_all_keys_writes_slots(source: str, words: str | None) -> None:
+    program = read_program(source)
+    assert program.kernel_refusal(stock=False) == words
+    assert str(program.kernel_refusal()).endswith("a stock kernel has no ancillary word keys")
+
+
 def mutated(rng: random.Random) -> tuple[Instruction, ...]:
     """A valid program, in which one instruction may be something else."""
     instructions = list(random_instructions(rng, 10))
@@ -291,7 +315,7 @@ print({p: p.expression}[type(p)(p[:], 12, 64, 'arp', 'flowkeys', type(p.settings
         ({"linktype": 65536}, "link type 65536 is out of range, expected 0 to 65535"),
         ({"snaplen": 0}, "snap length 0 is out of range, expected 1 to 2147483647"),
         ({"snaplen": 1 << 31}, "snap length 2147483648 is out of range, expected 1 to 2147483647"),
-        ({"target": "ebpf"}, "unknown target 'ebpf', expected one of classic, flowkeys"),
+        ({"target": "ebpf"}, "unknown target 'ebpf', expected one of classic, flowkeys, keys"),
     ],
 )
 def test_program_options(options: dict[str, object], words: str) -> None:
@@ -315,6 +339,9 @@ def test_target_follows_from_the_loads() -> None:
     assert program_of(keys).flow_keys == ("tproto", "nhoff")
     assert program_of(keys).target == "flowkeys"
     assert program_of(iter(ARP)).target == "classic"
+    # Whoever asks for all at once may ask for one as well.
+    assert program_of((*keys[:1], Instruction(bpf.LD_H_ABS, k=KEYS_K), RET)).flow_keys == ("tproto", "keys")
+    assert program_of((*keys[:1], Instruction(bpf.LD_H_ABS, k=KEYS_K), RET)).target == "keys"
     # Only an absolute load of that k is a key.
     assert program_of(tuples((bpf.LD_IMM, SKF_AD_OFF + 76), (bpf.LD_W_IND, SKF_AD_OFF + 76), (bpf.RET_A, 0))).flow_keys == ()
 

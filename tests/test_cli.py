@@ -193,6 +193,16 @@ def test_compile_notes_what_stock_kernels_refuse(capsys: Capsys) -> None:
     assert capsys.readouterr().err == NOTE.format("[depth]")
 
 
+def test_compile_to_c(capsys: Capsys) -> None:
+    source = pcapext.compile("inner tcp port 80", target="c", linktype="RAW", snaplen=96, max_levels=2, netmask=0).text
+    arguments = ("compile", "-t", "c", "-y", "RAW", "-s", "96", "--max-levels", "2", "inner", "tcp", "port", "80")
+    assert succeeds(capsys, *arguments) == succeeds(capsys, *arguments, "--format", "c") == source
+    for form in ("-d", "-dd", "-ddd", "--format=json"):
+        with pytest.raises(SystemExit, match="2"):
+            main([*arguments, form])
+        assert "argument -t: c is printed as C alone, not in the form" in capsys.readouterr().err
+
+
 def test_compile_points_at_the_error(capsys: Capsys) -> None:
     assert fails(capsys, "compile", "inner", "tcp", "port", "80", "and", "and", "udp") == (
         "unexpected 'and', expected a term\n  inner tcp port 80 and and udp\n                        ^^^"

@@ -22,8 +22,8 @@ from packets import packets as generated
 import pcapext
 from benchmarks.frames import frames
 from pcapext import pcap_bridge
-from pcapext.bpf import JA, LD_W_ABS, MAX_INSTRUCTIONS, RET_A, Instruction, Program
-from pcapext.compiler import TARGETS, compile, compile_to_run, for_kernel
+from pcapext.bpf import JA, LD_W_ABS, MAX_INSTRUCTIONS, RET_A, TARGETS, Instruction, Program
+from pcapext.compiler import compile, compile_to_run, for_kernel
 from pcapext.encapsulation import WalkSettings
 from pcapext.errors import FilterError, LibpcapError, ProgramError, SettingsError
 from pcapext.flowkeys import KEY_BY_NAME, FlowKeys
@@ -569,7 +569,7 @@ def test_extension_terms_need_a_link_type_of_the_walk() -> None:
 
 
 def test_unknown_target() -> None:
-    with pytest.raises(FilterError, match="unknown target 'wasm', expected flowkeys"):
+    with pytest.raises(FilterError, match="unknown target 'wasm', expected one of flowkeys, classic"):
         compile("tcp", target="wasm")
 
 
@@ -923,3 +923,15 @@ def test_errors_of_what_the_engine_runs(text: str, linktype: int, options: dict[
     with pytest.raises(type(error.value)) as same:
         compile(text, linktype=linktype, **options)
     assert str(same.value) == str(error.value)
+
+
+@pytest.mark.parametrize("expression", ["inner tcp port 80", "tcp port 80 or inner host 10.0.0.1", "outer udp and inner tcp port 80"])
+def test_all_keys_at_once_for_a_stock_kernel(expression: str) -> None:
+    """No longer than the program that a stock kernel gets for the one with a load for each key."""
+    program = compile(expression, target="keys")
+    classic = for_kernel(program)
+    assert program.flow_keys == ("keys",)
+    assert classic.kernel_refusal() is None
+    assert len(classic) == len(for_kernel(compile(expression)))
+    assert {program.matches(frame) for frame in FRAMES.values()} == {False, True}
+    assert [classic.matches(frame) for frame in FRAMES.values()] == [program.matches(frame) for frame in FRAMES.values()]

@@ -13,9 +13,8 @@ from graphs import EFFORT
 from packets import EN10MB, LINUX_SLL2, RAW
 from tshark import keys_by_tshark
 
-from benchmarks.counts import EXPRESSIONS, GOLDEN, block, heading, plain
+from benchmarks.counts import EXPRESSIONS, GOLDEN, TARGETS, block, heading, plain
 from benchmarks.frames import NAMES, frames
-from pcapext.compiler import TARGETS
 
 ALL = [(linktype, expression) for linktype, text in EXPRESSIONS.items() for expression in text.splitlines()]
 #: Classic programs take long to compile.

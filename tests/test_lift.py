@@ -19,10 +19,12 @@ from pcapext import bpf
 from pcapext.assemble import assemble
 from pcapext.bpf import OPCODE_BY_CODE, Instruction, Operand, Program, kernel_fault
 from pcapext.errors import FilterError, ProgramError
-from pcapext.lift import lift
+from pcapext.flowkeys import FlowKeys
+from pcapext.lift import lift, name_keys
 from pcapext.machine import run
 from pcapext.optimize import optimize
 from pcapext.pcap_bridge import compile_expression
+from pcapext.textforms import read_program
 
 #: Each kind of link layer that libpcap's code generator tells from others (gencode.c, init_linktype).
 _LINKTYPES = """
@@ -509,3 +511,20 @@ GRAPHS: list[tuple[str, list[Instruction], str]] = [
 @pytest.mark.parametrize(("instructions", "graph"), [case[1:] for case in GRAPHS], ids=[case[0] for case in GRAPHS])
 def test_graph(instructions: list[Instruction], graph: str) -> None:
     assert str(lift(instructions)) == graph
+
+
+@pytest.mark.parametrize("asked", [0, 1, 3, 7, 9])
+def test_all_keys_at_once_are_keys_one_by_one(asked: int) -> None:
+    """What `ld #keys` leaves in A and M[], with another value in the slots that it does not write."""
+    stores = " ".join(f"ldx #{100 + slot} stx M[{slot}]" for slot in range(8))
+    total = " ".join(f"ldx M[{slot}] mul #5 add x" for slot in range(8))
+    program = read_program(f"{stores} ldi {asked} ld #keys {total} ret a")
+    cfg = lift(program.instructions)
+    keys = FlowKeys(nhoff=14, nproto=0x800, thoff=34, tproto=6, poff=54, depth=1, lhoff=0)
+    assert evaluate(name_keys(cfg), bytes(60), 60, keys) == run(program, bytes(60), 60, lambda *_: keys).value
+
+
+@pytest.mark.parametrize("source", ["ld #len ld #keys ret a", "ld #keys ret a", "ld #2 jeq #1, a, a a: ld #keys ret a"])
+def test_how_many_keys_must_be_known(source: str) -> None:
+    with pytest.raises(ProgramError, match=r"^how many keys 'ld #keys' loads is not known: there is no 'ld #' right before it$"):
+        lift(read_program(source).instructions)

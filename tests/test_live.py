@@ -232,6 +232,9 @@ def test_the_filter_is_replaced(wire: Wire) -> None:
         assert capture.attach(None) is None
         wire.send(frame(number, 80 + number % 2) for number in range(40, 50))
         assert numbers(received(capture)) == list(range(40, 50))
+        with pcapext.compile("inner udp port 81").attach(capture):
+            wire.send(frame(number, 80 + number % 2) for number in range(50, 60))
+            assert numbers(received(capture)) == [51, 53, 55, 57, 59]
 
 
 def test_filters_are_set_and_replaced_while_frames_flow() -> None:

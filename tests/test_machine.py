@@ -16,7 +16,7 @@ from bpf_oracles import PROLOGUE, Kernel, libpcap_run, random_instructions
 from pcapext import bpf
 from pcapext.bpf import ANCILLARY, JA, RET_A, RET_K, Instruction, Program, program_of
 from pcapext.errors import ProgramError
-from pcapext.flowkeys import FLOW_KEYS, KEY_BY_NAME, NO_ETHERNET, FlowKeys
+from pcapext.flowkeys import FLOW_KEYS, KEY_BY_NAME, NO_ETHERNET, WALKED_K, FlowKeys
 from pcapext.machine import LIMIT, Result, run
 from pcapext.textforms import read_program
 
@@ -230,6 +230,23 @@ def test_dissector_is_called_once_and_only_where_a_load_needs_it() -> None:
     assert dissect.calls == [(b"ab", 1)]
 
 
+@pytest.mark.parametrize(("asked", "written"), [(0, 0), (1, 1), (5, 5), (7, 7), (8, 7), (0xFFFFFFFF, 7)])
+def test_all_keys_at_once(asked: int, written: int) -> None:
+    """In the order of the table, into the first slots of M[]; the others stay. A says how many there are, X stays."""
+    stores = " ".join(f"ldx #{100 + slot} stx M[{slot}]" for slot in range(9))
+    for slot in range(9):
+        dissect = Dissector()
+        program = read_program(f"{stores} ldx #9 ldi {asked} ld #keys mul #0x10 add x st M[15] ld M[{slot}] ldx M[15] lsh #8 add x ret a")
+        expected = getattr(KEYS, FLOW_KEYS[slot].name) if slot < written else 100 + slot
+        assert run(program, b"", None, dissect).value == ((expected << 8) + 16 * written + 9) & 0xFFFFFFFF
+        assert len(dissect.calls) == 1
+
+
+def test_the_load_of_all_keys_dissects_each_time() -> None:
+    program = read_program("ld #tproto ld #1 ld #keys ld #2 ld #keys ld #poff ret a")
+    assert run(program, b"", None, Dissector()) == Result(74, 7, 3)
+
+
 def test_keys_only_where_k_is_the_whole_address() -> None:
     k = KEY_BY_NAME["tproto"].k
     for load in (f"ld [x + {k}]", f"ldxi {k} ld [x + 0]", f"ldxb 4*([{k}]&0xf)"):
@@ -238,7 +255,7 @@ def test_keys_only_where_k_is_the_whole_address() -> None:
         assert dissect.calls == []
 
 
-@pytest.mark.parametrize("word", [word for word in ANCILLARY if word.name not in KEY_BY_NAME], ids=lambda word: word.name)
+@pytest.mark.parametrize("word", [word for word in ANCILLARY if word.k not in WALKED_K], ids=lambda word: word.name)
 def test_other_ancillary_words_reject_as_in_libpcap(word: bpf.Ancillary) -> None:
     for code in (bpf.LD_W_ABS, bpf.LD_H_ABS, bpf.LD_B_ABS):
         program = Program((Instruction(code, k=word.k), Instruction(RET_K, k=1)))

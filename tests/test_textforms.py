@@ -146,7 +146,7 @@ ERRORS = [
     (JSON_ARP + ', "linktype": true}', "'linktype' is bool, expected int"),
     (JSON_ARP + ', "snaplen": 0}', "snap length 0 is out of range, expected 1 to 2147483647"),
     (JSON_ARP + ', "expression": 5}', "'expression' is int, expected str"),
-    (JSON_ARP + ', "target": "ebpf"}', "unknown target 'ebpf', expected one of classic, flowkeys"),
+    (JSON_ARP + ', "target": "ebpf"}', "unknown target 'ebpf', expected one of classic, flowkeys, keys"),
     (JSON_ARP + ', "name": "arp"}', "unknown field 'name', expected linktype, snaplen, expression, target, settings or instructions"),
     (JSON_ARP + ', "settings": 4}', "'settings' is int, expected dict"),
     (

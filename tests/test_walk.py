@@ -39,6 +39,7 @@ from pcapext.layout import (
     Prefix,
 )
 from pcapext.machine import run
+from pcapext.textforms import read_program
 
 ENGINE = Path(__file__).parent.parent / "pcapext" / "engine"
 
@@ -332,12 +333,24 @@ def test_keys_in_a_loop() -> None:
         assert sum(matcher.count(data)) == result.executed
 
 
+@pytest.mark.parametrize("asked", [0, 1, 5, 7, 8, 0xFFFFFFFF])
+def test_all_keys_at_once(asked: int) -> None:
+    """What the machine makes of `ld #keys`, in which every slot of M[] and A count."""
+    total = " ".join(f"ldx M[{slot}] mul #5 add x" for slot in range(9))
+    program = read_program(f"ldx #77 stx M[6] stx M[7] ldi {asked} ld #keys {total} ret a")
+    matcher = matcher_of(program.instructions, EN10MB)
+    for packet in GENERATED[:100]:
+        result = run(program, packet.data)
+        assert matcher.run(packet.data) == result.value
+        assert sum(matcher.count(packet.data)) == result.executed
+
+
 def test_without_a_table_keys_reject_the_packet() -> None:
     for key in FLOW_KEYS:
         assert Matcher((load(key.name), Instruction(RET_K, k=1))).run(bytes(100)) == 0
 
 
-@pytest.mark.parametrize("offset", [0, 4, 48, 56, 65, 84, 92])
+@pytest.mark.parametrize("offset", [0, 4, 48, 56, 65, 85, 92])
 def test_other_ancillary_words_reject_the_packet(offset: int) -> None:
     instructions = (load("nhoff"), Instruction(LD_W_ABS, k=SKF_AD_OFF + offset), Instruction(RET_K, k=1))
     assert matcher_of(instructions, EN10MB).run(GENERATED[0].data) == 0

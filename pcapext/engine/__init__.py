@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pcapext.bpf import U32, Instruction
 from pcapext.errors import PcapextError, ProgramError
-from pcapext.flowkeys import KEY_BY_K
+from pcapext.flowkeys import WALKED_K
 
 try:
     from pcapext.engine import _engine  # type: ignore[attr-defined]
@@ -100,7 +100,7 @@ def matcher_of(instructions: Sequence[Instruction], linktype: int, settings: Wal
 
     Raises `ProgramError` where they load some and the walk cannot start at the link type.
     """
-    if not any(instruction.ancillary and instruction.k in KEY_BY_K for instruction in instructions):
+    if not any(instruction.ancillary and instruction.k in WALKED_K for instruction in instructions):
         return Matcher(instructions)
     # Here, since most programs do without the table of encapsulations.
     from pcapext.encapsulation import LINK_LAYER_BY_NUMBER

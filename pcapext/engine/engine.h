@@ -119,6 +119,7 @@ struct in_gre {
  * with index 0 are none. */
 struct walk_table {
     uint32_t k[KEYS]; /* of the load of each key, in the order of `struct flow_keys` */
+    uint32_t all_k;   /* of the load of as many keys as A says into M[], in the same order */
     uint32_t walked_bytes;
     uint32_t link_length;
     struct next link_next;

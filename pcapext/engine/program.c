@@ -27,6 +27,7 @@
     ROW(LD_H_IND, 0x48, CHECK_NOTHING)  \
     ROW(LD_B_IND, 0x50, CHECK_NOTHING)  \
     ROW(LD_KEY, NO_CODE, CHECK_NOTHING) \
+    ROW(LD_KEYS, NO_CODE, CHECK_NOTHING) \
     ROW(LD_IMM, 0x00, CHECK_NOTHING)    \
     ROW(LD_MEM, 0x60, CHECK_SLOT)       \
     ROW(LD_LEN, 0x80, CHECK_NOTHING)    \
@@ -136,13 +137,17 @@ static enum fault check(enum check check, const struct instruction *instruction,
     return FAULT_NONE;
 }
 
-/* Which flow key an instruction loads, or KEYS. The size of the load does not matter. */
-static uint32_t key_of(const struct instruction *instruction, const struct walk_table *walk)
+/* Whether the walk may answer an instruction: an absolute load, of any size. */
+static int may_walk(const struct instruction *instruction, const struct walk_table *walk)
 {
     uint16_t code = instruction->code;
+    return walk != NULL && (code == ROWS[LD_W_ABS].code || code == ROWS[LD_H_ABS].code || code == ROWS[LD_B_ABS].code);
+}
+
+/* Which flow key a load is of, or KEYS. */
+static uint32_t key_of(const struct instruction *instruction, const struct walk_table *walk)
+{
     uint32_t key = 0;
-    if (walk == NULL || (code != ROWS[LD_W_ABS].code && code != ROWS[LD_H_ABS].code && code != ROWS[LD_B_ABS].code))
-        return KEYS;
     while (key < KEYS && walk->k[key] != instruction->k)
         key++;
     return key;
@@ -152,10 +157,13 @@ static uint32_t key_of(const struct instruction *instruction, const struct walk_
 static enum fault make_step(const struct instruction *instruction, uint32_t index, uint32_t count, const struct walk_table *walk,
                             struct step *step)
 {
-    uint32_t key = key_of(instruction, walk);
-    if (key < KEYS) {
-        *step = (struct step){LD_KEY, LD_KEY, key * sizeof(uint32_t), 0, 0};
-        return FAULT_NONE;
+    if (may_walk(instruction, walk)) {
+        uint32_t key = key_of(instruction, walk);
+        if (key < KEYS || instruction->k == walk->all_k) {
+            uint16_t operation = key < KEYS ? LD_KEY : LD_KEYS;
+            *step = (struct step){operation, operation, key * sizeof(uint32_t), 0, 0};
+            return FAULT_NONE;
+        }
     }
     for (uint32_t row = 0; row < ROW_COUNT; row++) {
         if (ROWS[row].code != instruction->code)
@@ -263,6 +271,11 @@ static inline __attribute__((always_inline)) int64_t run(const struct program *p
         switch ((enum operation)(limit ? step->single : step->operation)) {
         LOADS(LOAD_CASES)
         case LDX_MSH: LOAD(1, step->k, X = (packet[at] & 0xFu) << 2) break;
+        case LD_KEYS:
+            WALK_ONCE;
+            A = A < KEYS ? A : KEYS;
+            memcpy(M, &keys, A * sizeof *M);
+            break;
         case LD_IMM: A = step->k; break;
         case LD_MEM: A = M[step->k]; break;
         case LD_LEN: A = wirelen; break;

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pcapext import encapsulation as rows
 from pcapext.encapsulation import DEFAULT_SETTINGS, WalkSettings
 from pcapext.engine import ffi, lib
-from pcapext.flowkeys import KEY_BY_NAME, NO_ETHERNET, FlowKeys
+from pcapext.flowkeys import KEY_BY_NAME, KEYS_K, NO_ETHERNET, FlowKeys
 from pcapext.layout import (
     Always,
     ByEtherType,
@@ -71,6 +71,7 @@ def walk_table(linktype: int, settings: WalkSettings | None = None) -> Any:
         "struct walk_table *",
         {
             "k": [KEY_BY_NAME[name].k for name in _KEYS],
+            "all_k": KEYS_K,
             "walked_bytes": rows.WALKED_BYTES,
             "link_length": link_layer.length,
             "link_next": _next(link_layer.next),

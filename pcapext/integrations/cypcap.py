@@ -16,12 +16,16 @@ On interfaces the kernel filters, in captures pcapext.
 
 from __future__ import annotations
 
+import os
+import struct
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from pcapext import compiler
 from pcapext.bpf import Program
+from pcapext.errors import CaptureError
+from pcapext.formats import PCAP_HEADER
 from pcapext.integrations import missing
 from pcapext.integrations.handles import FLOAT_ERROR, Checked, network_mask
 
@@ -32,8 +36,8 @@ except ImportError as error:
 
 __all__ = ["CompiledProgram", "Pcap", "compile", "create", "open_dead", "open_live", "open_offline"]
 
-#: `Pkthdr.ts` takes a fraction in nanoseconds for one in microseconds (cypcap 0.6.3): it is too late by so many ns at most.
-_NANOSECONDS_ERROR = 1000 * 10**9
+#: Types of time stamps that are not of the system's clock, as numbers (pcap/pcap.h).
+_UNSYNCED = (4, 5)
 
 _UNKNOWN_NETMASK = 0xFFFF_FFFF
 
@@ -96,10 +100,10 @@ class Pcap(Checked):
     """A `Pcap` of cypcap's, with all that it has, whose filter may hold terms of pcapext."""
 
     _given_netmask: int | None = None
+    _is_unsynced = False
 
     def __init__(self, pcap: Any) -> None:
         self._pcap = pcap
-        self._error = FLOAT_ERROR
         self.path = pcap.source if pcap.type is library.PcapType.OFFLINE else None
 
     def __getattr__(self, name: str) -> Any:
@@ -127,8 +131,22 @@ class Pcap(Checked):
             self._pcap.setfilter(filter)
             self.check_until(0, lambda data, wirelen: True)
             return
+        if self._is_unsynced:
+            raise CaptureError("the time stamps are not of the system's clock: what was captured before the filter could not be told")
         self._given_netmask = netmask
         self._set_filter(filter, optimize)
+
+    def set_tstamp_type(self, tstamp_type: Any) -> None:
+        """cypcap's `set_tstamp_type`. With a type that is not of the system's clock, filters cannot be set."""
+        self._pcap.set_tstamp_type(tstamp_type)
+        # Types that there are not libpcap leaves aside.
+        self._is_unsynced = tstamp_type in _UNSYNCED and tstamp_type in self._pcap.list_tstamp_types()
+
+    def set_pre_config(self, *, tstamp_type: Any = None, **settings: Any) -> None:
+        """cypcap's `set_pre_config`."""
+        if tstamp_type is not None:
+            self.set_tstamp_type(tstamp_type)
+        self._pcap.set_pre_config(**settings)
 
     def set_config(self, *, filter: Any = None, **settings: Any) -> None:
         """cypcap's `set_config`."""
@@ -146,12 +164,6 @@ class Pcap(Checked):
     def fileno(self) -> int:
         """The descriptor that it reads from, which is cypcap's `get_selectable_fd`."""
         return int(self._pcap.get_selectable_fd())
-
-    def check_until(self, time_ns: int | None, matches: Callable[[bytes, int], bool]) -> None:
-        """See `Checked`."""
-        is_exact = self._pcap.get_tstamp_precision() == library.TstampPrecision.MICRO
-        self._error = FLOAT_ERROR if is_exact else _NANOSECONDS_ERROR
-        super().check_until(time_ns, matches)
 
     def _netmask(self, is_standard: bool) -> int | None:
         return self._mask(self._given_netmask, is_standard)
@@ -173,7 +185,18 @@ class Pcap(Checked):
         self._pcap.setfilter(expression, netmask=_UNKNOWN_NETMASK if self._given_netmask is None else self._given_netmask)
 
     def _accepts_packet(self, header: Any, data: bytes, *_: object) -> bool:
-        return self._accepts(int(header.ts * 1e9) - self._error, data, header.len)
+        return self._accepts(self._earliest(header, data) if self._check.until else 0, data, header.len)
+
+    def _earliest(self, header: Any, data: bytes) -> int:
+        """The earliest that a packet's time can stand for, in ns since 1970."""
+        if self._pcap.get_tstamp_precision() == library.TstampPrecision.MICRO:
+            return int(header.ts * 1e9) - FLOAT_ERROR
+        # `Pkthdr.ts` takes nanoseconds for microseconds (cypcap 0.6.3), and is up to 1000 s late; what it writes to a file is right.
+        with open(os.memfd_create("packet"), "rb") as file:
+            with self._pcap.dump_open(f"/proc/self/fd/{file.fileno()}") as dumper:
+                dumper.dump(header, data)
+            seconds, nanoseconds = struct.unpack_from("=II", file.read(), PCAP_HEADER)
+        return int(seconds) * 1_000_000_000 + int(nanoseconds)
 
     # ---- Reading ----
 

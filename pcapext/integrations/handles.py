@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from pcapext.attaching import attach
+from pcapext.attaching import Matches, attach
 from pcapext.bpf import Program
 from pcapext.compiler import weaker
 from pcapext.errors import AttachError, CaptureError, printable
@@ -35,7 +35,7 @@ class Check:
     """What packets are to be checked for: those stamped before `until` (in ns since 1970), all if it is None, none if it is 0."""
 
     until: int | None
-    matches: Callable[[bytes, int], bool]
+    matches: Matches
 
 
 _NONE = Check(0, lambda data, wirelen: True)
@@ -81,10 +81,15 @@ class Checked(ABC):
 
     # ---- Filtering ----
 
-    def check_until(self, time_ns: int | None, matches: Callable[[bytes, int], bool]) -> None:
-        """From now on give packets only if `matches(data, wirelen)`: those stamped before `time_ns` (ns since 1970), all if it is None."""
+    def check_until(self, time_ns: int | None, matches: Matches) -> tuple[int | None, Matches]:
+        """From now on give packets only if `matches(data, wirelen)`: those stamped before `time_ns` (ns since 1970), all if it is None.
+
+        It takes the place of what was told before, which is returned.
+        """
         with self._lock:
+            told = self._check
             self._check = Check(time_ns, matches)
+            return told.until, told.matches
 
     def clear_filter(self) -> None:
         """Have libpcap let everything through."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pcapext.attaching import Matches
 from pcapext.bpf import Program
 from pcapext.errors import CaptureError
 from pcapext.integrations import missing
@@ -82,10 +83,12 @@ class pcap(library.pcap, Checked):  # type: ignore[misc]
             raise CaptureError("the pcap is closed")
         return int(self.fd)
 
-    def check_until(self, time_ns: int | None, matches: Callable[[bytes, int], bool]) -> None:
+    def check_until(self, time_ns: int | None, matches: Matches) -> tuple[int | None, Matches]:
         """See `Checked`. Of a packet that was queued, and may be cut, it cannot be told whether it matches: it is left out."""
         snaplen = self.snaplen
-        super().check_until(time_ns, matches if not time_ns else lambda data, wirelen: len(data) < snaplen and matches(data, wirelen))
+        return super().check_until(
+            time_ns, matches if not time_ns else lambda data, wirelen: len(data) < snaplen and matches(data, wirelen)
+        )
 
     def _set_library_filter(self, expression: str) -> None:
         super().setfilter(expression)

@@ -25,13 +25,13 @@ Who filters what:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import Any
 
 from pcapext import compiler
-from pcapext.attaching import EN10MB, LINKTYPE_BY_HATYPE, attach
+from pcapext.attaching import EN10MB, LINKTYPE_BY_HATYPE, Matches, attach
 from pcapext.bpf import Program
 from pcapext.errors import AttachError, CaptureError, FilterError, KernelLacksError, PcapextError
 from pcapext.flowkeys import EXTENSION_WORDS
@@ -264,6 +264,7 @@ class _Source:
         self._receive = socket.recv_raw
         self._handle = getattr(socket, "pcap_fd", None)
         self._until: int | None = 0
+        self._matches: Matches = lambda data, wirelen: True
 
     @property
     def linktype(self) -> int:
@@ -279,13 +280,15 @@ class _Source:
         """The descriptor that it reads."""
         return int(self._socket.fileno())
 
-    def check_until(self, time_ns: int | None, matches: Callable[[bytes, int], bool]) -> None:
+    def check_until(self, time_ns: int | None, matches: Matches) -> tuple[int | None, Matches]:
         """Give packets only if `matches(data, wirelen)`, up to the first one with a stamp of `time_ns` or later; all if it is None."""
+        told = self._until, self._matches
         self._until, self._matches = time_ns, matches
         if time_ns == 0:
             self.release()
         else:
             self._socket.recv_raw = self._checked
+        return told
 
     def clear_filter(self) -> None:
         """Have libpcap accept everything."""

@@ -13,7 +13,7 @@ from libpcaps import no_descriptor_is_left
 from wire import Wire
 
 import pcapext
-from pcapext.errors import FilterError
+from pcapext.errors import CaptureError, FilterError
 from pcapext.integrations import cypcap
 
 __all__ = ["no_descriptor_is_left"]
@@ -115,7 +115,9 @@ def wire() -> Iterator[Wire]:
 @pytest.mark.parametrize("is_nano", [False, True])
 @pytest.mark.parametrize("is_program", [False, True])
 def test_interfaces(wire: Wire, monkeypatch: pytest.MonkeyPatch, is_nano: bool, is_program: bool) -> None:
-    """With nanoseconds, times are wrong by up to 1000 s (cypcap 0.6.3), and what was queued is still told from the rest."""
+    """With nanoseconds, times are wrong by up to 1000 s (cypcap 0.6.3), and what was queued is still told from the rest: that is
+    checked by the kernel alone, which sees no tag.
+    """
     if is_nano:
         monkeypatch.setattr(library, "create", nanoseconds(library.create))
     capture = Capturing(wire, "cypcap", "right", None, LAST)
@@ -127,8 +129,25 @@ def test_interfaces(wire: Wire, monkeypatch: pytest.MonkeyPatch, is_nano: bool, 
         capture.setfilter(wire.do(place.compile, FILTER) if is_program else FILTER, LAST)
         found = capture.received([OTHER, TCP])
         assert set(found) == {TCP}
+        tagged = TCP[:12] + b"\x81\0\0\5" + TCP[12:]
+        capture.setfilter("ip and inner tcp port 80", LAST)
+        capture.received([])
+        assert capture.received([tagged, TCP, tagged]) == [tagged, TCP, tagged]
     finally:
         capture.close()
+
+
+@pytest.mark.root
+@pytest.mark.kernel
+@pytest.mark.tools("ip")
+def test_types_of_time_stamps(wire: Wire) -> None:
+    with wire.do(cypcap.create, "right") as pcap:
+        pcap.set_pre_config(tstamp_type=library.TstampType.ADAPTER_UNSYNCED)  # the interface has none, and libpcap goes on
+        pcap.activate()
+        wire.do(pcap.setfilter, FILTER)
+        pcap._is_unsynced = True
+        with pytest.raises(CaptureError, match="not of the system's clock"):
+            pcap.setfilter(FILTER)
 
 
 def nanoseconds(create: Any) -> Any:
