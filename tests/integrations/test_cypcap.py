@@ -143,7 +143,7 @@ def test_interfaces(wire: Wire, monkeypatch: pytest.MonkeyPatch, is_nano: bool, 
 def test_types_of_time_stamps(wire: Wire) -> None:
     with wire.do(cypcap.create, "right") as pcap:
         pcap.set_pre_config(tstamp_type=library.TstampType.ADAPTER_UNSYNCED)  # the interface has none, and libpcap goes on
-        pcap.activate()
+        wire.do(pcap.activate)
         wire.do(pcap.setfilter, FILTER)
         pcap._is_unsynced = True
         with pytest.raises(CaptureError, match="not of the system's clock"):
