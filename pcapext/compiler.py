@@ -169,6 +169,25 @@ def compile_to_run(
     return compile_classic(Request(expression, linktype, MAXIMUM_SNAPLEN, netmask, optimize, "flowkeys", chosen, byteorder))[0]
 
 
+def weaker(expression: str, *, netmask: int | None = None) -> str | None:
+    """An expression without extension terms that accepts every packet that an expression accepts; None where that is every packet at all.
+
+    One without extension terms is given back as it is. Raises the errors of `compile` for names and terms of pcapext's.
+
+    >>> weaker("tcp port 80 or 443"), weaker("ip6 and inner tcp"), weaker("inner tcp port 80")
+    ('tcp port 80 or 443', 'ip6 and (greater 0)', None)
+    """
+    if not _may_extend(expression):
+        return expression
+    from pcapext.parser import parse
+    from pcapext.resolve import resolve
+    from pcapext.weaken import weaken
+
+    tree = parse(expression)
+    extensions = resolve(expression, tree, netmask=netmask)
+    return weaken(expression, tree, extensions) if extensions else expression
+
+
 # ---- Text to graph ----
 
 
