@@ -13,6 +13,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from random import Random
 
+import benchmarks.dissector
 import benchmarks.files
 import benchmarks.kernel
 import benchmarks.native  # noqa: F401  (these register their benchmarks)

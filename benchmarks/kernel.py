@@ -49,45 +49,47 @@ def programs() -> dict[str, Program | EbpfProgram]:
 def ebpf() -> Iterable[str]:
     yield f"{'ebpf: ns a packet on sockets (in a test run)':<46} {'length':>6}" + "".join(f"{name:>16}" for name in PACKETS)
     packets = [frames("EN10MB")[name] for name in PACKETS]
-    # The namespace belongs to a thread, and goes with it.
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(_enter_namespace).result()
-        nothing = [thread.submit(_on_sockets, Program((Instruction(RET_K),)), packet).result() for packet in packets]
+    # The namespace goes with the thread.
+    with ThreadPoolExecutor(1) as thread, ExitStack() as stack:
+        taps = thread.submit(Taps, stack).result()
+        nothing = [thread.submit(taps.time, Program((Instruction(RET_K),)), packet).result() for packet in packets]
         for name, program in programs().items():
             cells = []
             for packet, least in zip(packets, nothing, strict=True):
-                on_sockets = thread.submit(_on_sockets, program, packet).result() - least
+                on_sockets = thread.submit(taps.time, program, packet).result() - least
                 tested = f" ({_tested(program, packet)})" if isinstance(program, EbpfProgram) else ""
                 cells.append(f"{f'{on_sockets:.0f}{tested}':>16}")
             yield f"  {name:<44} {len(program):>6}" + "".join(cells)
     yield f"  a test run of 'less 1': {_tested(pcapext.compile('less 1', target='ebpf'), packets[0])} ns"
 
 
-def _enter_namespace() -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_CLONE_NEWNET) != 0:
-        raise SystemExit(f"this benchmark takes root: {os.strerror(ctypes.get_errno())}")
-    with socket.socket() as sock:
-        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sH14s", b"lo", _UP, b""))
+class Taps:
+    """Many packet sockets on the loopback interface of a network namespace, which belongs to the thread that makes them."""
 
+    def __init__(self, stack: ExitStack):
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.unshare(_CLONE_NEWNET) != 0:
+            raise SystemExit(f"this benchmark takes root: {os.strerror(ctypes.get_errno())}")
+        with socket.socket() as sock:
+            fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sH14s", b"lo", _UP, b""))
+        self.taps = [stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)) for _ in range(SOCKETS)]
+        self.sender = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
+        for sock in (*self.taps, self.sender):
+            sock.bind(("lo", _EVERY_PROTOCOL if sock is not self.sender else 0))
 
-def _on_sockets(program: Program | EbpfProgram, packet: bytes) -> float:
-    """The least nanoseconds that a packet took a socket with the program."""
-    with ExitStack() as stack:
-        attach = _attacher(program, stack)
-        for _ in range(SOCKETS):
-            tap = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
-            attach(tap)
-            tap.bind(("lo", _EVERY_PROTOCOL))
-        sender = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
-        sender.bind(("lo", 0))
+    def time(self, program: Program | EbpfProgram, packet: bytes) -> float:
+        """The least nanoseconds that a packet took a socket with the program."""
+        with ExitStack() as stack:
+            attach = _attacher(program, stack)
+            for tap in self.taps:
+                attach(tap)
         times = []
         for _ in range(ROUNDS):
             start = time.perf_counter_ns()
             for _ in range(SENT):
-                sender.send(packet)
+                self.sender.send(packet)
             times.append(time.perf_counter_ns() - start)
-    return min(times) / SENT / SOCKETS / 2
+        return min(times) / SENT / SOCKETS / 2
 
 
 def _attacher(program: Program | EbpfProgram, stack: ExitStack) -> Callable[[socket.socket], None]:

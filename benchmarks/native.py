@@ -7,7 +7,7 @@ Out: benchmarks.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,10 +23,10 @@ TIMES = 20
 
 
 class Packets:
-    """The different packets of a capture, one behind the other, with records that say where they are."""
+    """Packets, one behind the other, with records that say where they are."""
 
-    def __init__(self, capture: Capture):
-        pool = capture.pool(Random(0))
+    def __init__(self, pool: Sequence[bytes]):
+        self.number = len(pool)
         self.buffer = b"".join(pool)
         self.records = ffi.new("struct record[]", len(pool))
         place = 0
@@ -45,7 +45,7 @@ class Packets:
             for _ in range(TIMES):
                 # `matcher` owns the program.
                 assert matcher.pointer == programs[0]
-                matching += lib.match_records(programs, self.buffer, self.records, POOL, 0, self.selected, length, ffi.NULL)
+                matching += lib.match_records(programs, self.buffer, self.records, self.number, 0, self.selected, length, ffi.NULL)
             return matching
 
         return run
@@ -53,7 +53,7 @@ class Packets:
     def by_native(self, expression: str, compiler: str) -> Callable[[], int]:
         count = compiled(expression, compiler)
         address = int(ffi.cast("uintptr_t", self.records))
-        return lambda: sum(count(self.buffer, address, POOL) for _ in range(TIMES))
+        return lambda: sum(count(self.buffer, address, self.number) for _ in range(TIMES))
 
 
 def compiled(expression: str, compiler: str) -> Any:
@@ -71,7 +71,7 @@ def compiled(expression: str, compiler: str) -> Any:
 
 
 def contest(capture: Capture, expression: str) -> Contestants:
-    packets = Packets(capture)
+    packets = Packets(capture.pool(Random(0)))
     contestants: dict[str, Callable[[], object]] = {f"the engine, '{expression}'": packets.by_engine(expression)}
     if expression != PLAIN:
         contestants[f"the engine, classic, '{expression}'"] = packets.by_engine(expression, "classic")

@@ -450,6 +450,20 @@ def expected(template: str, packet: Packet, netmask: int = UNKNOWN_NETMASK) -> b
     return libpcap_matches(plain, packet.data, packet.linktype, packet.length, netmask)
 
 
+#: A load past the end of every packet, which rejects it.
+REJECTING = "link[100000] = 0"
+
+
+def is_decided(template: str, packet: Packet, netmask: int = UNKNOWN_NETMASK) -> bool:
+    """Whether a filter, read from left to right, has a verdict on a packet before any of its extension terms is asked.
+
+    Where it has not, the filter and its opposite both reject, with terms that do so wherever they are asked. A packet that a standard
+    term rejects by its end counts as undecided.
+    """
+    plain = _TERM.sub(REJECTING, template)
+    return any(libpcap_matches(text, packet.data, packet.linktype, packet.length, netmask) for text in (plain, f"not ({plain})"))
+
+
 #: Extension headers, behind which libpcap does not look for a transport protocol, and terms that do not ask for one.
 EXTENSION_HEADERS = {"fragment", "ah", "routing", "options"}
 NO_TRANSPORT = re.compile(r"inner (ip|ip6|arp|rarp)|inner [^[]*(host|net|ether|cast|[.:])[^[]*|inner (ah|[^[]*proto (0|43|44|51|60))")

@@ -14,11 +14,12 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from c_programs import LONGEST, SHORTEST, WARNINGS, WRAPPERS, InKernel, Native, run
+from c_programs import Native
 from graphs import EFFORT, evaluate, random_graphs, random_packet
 from oracle import Packet, with_known_values
 from packets import EN10MB, LINK_TYPES, packets
 
+from benchmarks.clang import LONGEST, SHORTEST, WARNINGS, WRAPPERS, InKernel, run
 from pcapext.cfg import Binary, Block, Cfg, Const, Key, Operator, Passed, Return, Value
 from pcapext.compiler import compile
 from pcapext.csource import CSource

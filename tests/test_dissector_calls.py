@@ -1,0 +1,51 @@
+"""No program calls the dissector twice for a packet, nor at all where what stands before decides: each target, on generated packets.
+
+A classic program calls nothing: its walk is written out once, and classic BPF has no jumps back.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import ExitStack
+
+import pytest
+from ebpf_oracles import LONGEST
+from everywhere import BOTH, TEMPLATES, sample
+from graphs import EFFORT
+from oracle import NETMASK, is_decided, text_of
+from packets import EN10MB
+
+from benchmarks.calls import TARGETS, counter
+
+#: Filters that need the dissector for some packets only, and in several places.
+MIXED = """
+udp or not {inner tcp}
+tcp port 80 or {inner host 10.0.0.1}
+ip6 and {inner tcp} or arp and {inner udp} or "{depth} > 1"
+host 10.0.0.1 and not {inner host 10.0.0.1} and not {inner ether multicast}
+udp port 4789 and ({inner host 10.0.0.1} or "{depth} > 2" or {inner ip6} or {encap gre})
+not ip6 and (arp or {outer udp} or {encap vlan 10})
+""".strip().splitlines()
+
+#: Compiling C and loading programs takes long.
+FILTERS = [*MIXED, *TEMPLATES] if EFFORT > 1 else [*MIXED, *TEMPLATES[::9]]
+
+
+@pytest.mark.root
+@pytest.mark.kernel
+@pytest.mark.tools("cc")
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("optimize", BOTH if EFFORT > 1 else (True,))
+def test_calls(target: str, optimize: bool) -> None:
+    made = [packet for packet in sample(100 * min(EFFORT, 50), 11, [EN10MB]) if packet.data and packet.captured == packet.length <= LONGEST]
+    decided, counted = 0, Counter[int]()
+    for template in FILTERS:
+        with ExitStack() as stack:
+            calls = counter(stack, text_of(template), target, optimize, NETMASK)
+            for packet in made:
+                count, needless = calls(packet.data), is_decided(template, packet, NETMASK)
+                assert count <= (not needless), (template, packet.made.layers, packet.data.hex())
+                counted[count] += 1
+                decided += needless
+    assert decided > len(made) // 2
+    assert counted[1] > len(made)
