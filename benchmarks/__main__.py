@@ -15,7 +15,6 @@ from random import Random
 
 import benchmarks.dissector
 import benchmarks.files
-import benchmarks.kernel
 import benchmarks.native  # noqa: F401  (these register their benchmarks)
 import pcapext
 from benchmarks import BENCHMARKS, EXTENDED, LINKTYPE, PCAPEXT, PLAIN, PYTHON, SNAPLEN, Contestants, benchmark, process
