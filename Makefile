@@ -77,7 +77,7 @@ build/fuzz/%: fuzz/%.c fuzz/fuzz.h $(ENGINE)
 build/fuzz/walk: build/fuzz/tables
 build/fuzz/tables: fuzz/tables.py pcapext/encapsulation.py pcapext/engine/walk.py pcapext/engine/engine.h
 	@mkdir -p build/fuzz
-	PYTHONPATH=. $(TABLES_PYTHON) fuzz/tables.py $@
+	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=.:$$PYTHONPATH $(TABLES_PYTHON) fuzz/tables.py $@
 
 bench: setup  ## how fast, beside libpcap, tcpdump and Python's libraries; takes eight minutes and 6 GB in build/bench
 	@$(BIN)/python -c 'import cypcap, dpkt, pcapy, scapy' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'

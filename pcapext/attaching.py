@@ -20,77 +20,28 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 from pcapext import bpf
 from pcapext.bpf import Ancillary, Instruction, Program
-from pcapext.compiler import compile, compile_live
-from pcapext.errors import AttachError, AttachWarning, KernelLacksError, PcapextError, ProgramError
+from pcapext.bpf_syscall import attach_descriptor, load
+from pcapext.compiler import compile, compile_live, compile_live_ebpf
+from pcapext.ebpf import EbpfProgram
+from pcapext.errors import AttachError, AttachWarning, KernelLacksError, ProgramError
 from pcapext.flowkeys import KEY_BY_K
 from pcapext.kernel_filter import no_memory
 from pcapext.kernel_program import for_kernel
-from pcapext.pcap_bridge import linktype_name
-from pcapext.sockets import Sight, await_filters, drain, identity, read_filter, remove_filter, set_filter, sight
-
-EN10MB, RAW, LINUX_SLL, LINUX_SLL2 = 1, 12, 113, 276
-
-#: The link types of frames on a SOCK_RAW packet socket, with the ARPHRD types of their interfaces (include/uapi/linux/if_arp.h), as
-#: libpcap has them (pcap-linux.c, map_arphrd_to_dlt). PPP and raw IP, which it captures cooked, have no header there.
-HATYPES: dict[int, tuple[int, ...]] = {
-    EN10MB: (1, 23, 772),  # Ethernet, Metricom, loopback
-    RAW: (15, 256, 257, 258, 259, 264, 512, 518, 519, 768, 776, 0xFFFE),  # DLCI, SLIP, PPP, raw HDLC, raw IP, tunnels, none
-    2: (2,),  # EN3MB
-    4: (4,),  # PRONET
-    5: (5,),  # CHAOS
-    6: (6, 800),  # IEEE802
-    10: (774,),  # FDDI
-    104: (513,),  # C_HDLC
-    105: (801,),  # IEEE802_11
-    107: (770,),  # FRELAY
-    114: (773,),  # LTALK
-    119: (802,),  # PRISM_HEADER
-    127: (803,),  # IEEE802_11_RADIO
-    129: (7,),  # ARCNET_LINUX
-    202: (3,),  # AX25_KISS
-    224: (784, 785, 786, 787),  # FC_2
-    227: (280,),  # CAN_SOCKETCAN
-    230: (804,),  # IEEE802_15_4_NOFCS
-    271: (826,),  # VSOCK
-}
-LINKTYPE_BY_HATYPE = {hatype: linktype for linktype, hatypes in HATYPES.items() for hatype in hatypes}
+from pcapext.places import HATYPES, Matches, Source, Spot, check_linktype, descriptor_of, source_of, spot_of
+from pcapext.sockets import await_filters, drain, identity, read_filter, remove_filter, set_filter
 
 #: A program that rejects everything.
 _REJECTING = bytes(Program((Instruction(bpf.RET_K),)))
-
-
-#: Whether to give a packet: its bytes, and how many there were on the wire.
-Matches = Callable[[bytes, int], bool]
-
-
-class Source(Protocol):
-    """Whatever reads packets through libpcap, and lets itself be told to check them."""
-
-    @property
-    def linktype(self) -> int:
-        """The DLT number of its packets."""
-
-    def fileno(self) -> int:
-        """The descriptor that it captures on (`pcap_fileno`)."""
-
-    def check_until(self, time_ns: int | None, matches: Matches) -> tuple[int | None, Matches]:
-        """From now on give packets only if `matches(data, wirelen)`: until the first one with a stamp of `time_ns` (ns since 1970) or
-        later, for ever if that is None. It takes the place of what was told before, which is returned. The stamps are those of the
-        system's clock: a source with others has to check until it has given all that was captured when this was called.
-        """
-
-    def clear_filter(self) -> None:
-        """Have libpcap accept everything (`pcap_setfilter`). After a filter is set, it filters what comes next a second time itself."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,7 +53,7 @@ class Attachment:
     """
 
     where: str
-    program: Program
+    program: Program | EbpfProgram
     reason: str | None
     _place: object
     _shown: str
@@ -110,7 +61,8 @@ class Attachment:
 
     def __str__(self) -> str:
         if self.where == "kernel":
-            return f"the kernel filters the {self._shown}: {len(self.program)} instructions"
+            kind = " of eBPF" if self.program.target == "ebpf" else ""
+            return f"the kernel filters the {self._shown}: {len(self.program)} instructions{kind}"
         return f"pcapext filters the {self._shown}: {self.reason}"
 
     def __enter__(self) -> Attachment:
@@ -125,50 +77,54 @@ class Attachment:
         Nothing is done where it is not there any more, since it was detached or the place was closed. Where another filter was
         attached since, that stays, with an `AttachWarning`. Raises `AttachError` where the kernel refuses.
         """
-        descriptor = _descriptor(self._place)
+        descriptor = descriptor_of(self._place)
         if descriptor < 0 or self._identity != identity(descriptor):
             return
-        source = _source(self._place)
+        source = source_of(self._place)
         if self.where == "kernel":
-            try:
-                current = read_filter(descriptor)
-            except OSError as error:
-                if error.errno != errno.EACCES:
-                    raise AttachError(f"the {self._shown}: {error.strerror}") from error
-                current = None
+            current = _filter_of(descriptor, self._shown)
             if current == b"":
                 return
-            if current != bytes(self.program):
+            if not _is(current, self.program):
                 warnings.warn(f"the {self._shown} has another filter by now, and it stays", AttachWarning, stacklevel=2)
                 return
             with _in_words(self._shown, self.program):
                 remove_filter(descriptor)
         if source is not None:
             told = source.check_until(0, _everything)
-            if self.where == "pcapext" and told != (None, self.program.matches):
+            if isinstance(self.program, Program) and self.where == "pcapext" and told != (None, self.program.matches):
                 source.check_until(*told)
                 if told[0] != 0:
                     warnings.warn(f"the {self._shown} has another filter by now, and it stays", AttachWarning, stacklevel=2)
 
 
 def attach(
-    filter: str | Program, place: object, /, *, netmask: int | None = None, optimize: bool | int = True, **settings: Any
+    filter: str | Program | EbpfProgram,
+    place: object,
+    /,
+    *,
+    target: str | None = None,
+    netmask: int | None = None,
+    optimize: bool | int = True,
+    **settings: Any,
 ) -> Attachment:
     """Attach a filter to a place: from then on only packets that match are delivered there.
 
     `filter` is an expression, compiled for the place, or a program for the place's link type, lowered to what the kernel runs. `netmask`,
-    `optimize` and `settings` are arguments of `compile`, for an expression. `place` is a packet socket (`socket.AF_PACKET`, SOCK_RAW or
-    SOCK_DGRAM), a raw IPv4 socket (`socket.AF_INET`, SOCK_RAW), the descriptor of one, an object with a `fileno()` that is one, or a
-    `Source`: a handle that captures. What is queued is lost; a `Source` still delivers what of it matches, as it delivers it, with its
-    VLAN tag.
+    `optimize` and `settings` are arguments of `compile`, for an expression; its `target` is "classic", which every kernel takes, unless it
+    is to be "ebpf". Then, as with an `EbpfProgram`, the kernel filters or it is an error.
+
+    `place` is a packet socket (`socket.AF_PACKET`, SOCK_RAW or SOCK_DGRAM), a raw IPv4 socket (`socket.AF_INET`, SOCK_RAW), the
+    descriptor of one, an object with a `fileno()` that is one, or a `Source`: a handle that captures. What is queued is lost; a `Source`
+    still delivers what of it matches, as it delivers it, with its VLAN tag.
 
     A plain socket without link-layer headers is filtered for link type LINUX_SLL. The length of a packet, and the snap length, count
     16 bytes then of a header that nobody sees.
 
     Where the kernel has not the memory for the program, or does not show the filter what it reads, and for what is no packet socket, a
     `Source` checks its packets itself, with an `AttachWarning`. Raises `AttachError` for a place that cannot be filtered, and for a
-    program that the kernel refuses, with its reason; the place is then as it was before, but its queue may be lost. Raises the errors
-    of `compile`.
+    program that the kernel refuses, with its reason; the place is then as it was before, but its queue may be lost. Raises `LoadError`
+    where the kernel does not load an eBPF program, and the errors of `compile`.
 
     >>> import socket
     >>> with socket.socket() as place:
@@ -176,17 +132,23 @@ def attach(
     Traceback (most recent call last):
     pcapext.errors.AttachError: socket of AF_INET, SOCK_STREAM: no filter for packets can be attached to it, expected a packet socket ...
     """
-    if not isinstance(filter, str | Program):
-        raise AttachError(f"the filter is of type {type(filter).__name__}, expected an expression or a Program")
-    if isinstance(filter, Program) and (settings or netmask is not None):
-        raise AttachError(f"{', '.join(settings) or 'netmask'}: settings of compiling, and the filter is a Program")
-    if wrong := settings.keys() & {"linktype", "target"}:
-        raise AttachError(f"{', '.join(sorted(wrong))}: that follows from the place")
-    descriptor, source = _descriptor(place), _source(place)
-    spot = _spot(descriptor, source)
-    if isinstance(filter, Program):
-        _check_linktype(filter, spot)
+    if not isinstance(filter, str | Program | EbpfProgram):
+        raise AttachError(f"the filter is of type {type(filter).__name__}, expected an expression or a program")
+    if not isinstance(filter, str) and (settings or netmask is not None):
+        raise AttachError(f"{', '.join(settings) or 'netmask'}: settings of compiling, and the filter is a program")
+    if "linktype" in settings:
+        raise AttachError("linktype: that follows from the place")
+    if target not in (None, "classic", "ebpf"):
+        raise AttachError(f"target {target!r} is nothing to attach, expected 'classic' or 'ebpf'")
+    if not isinstance(filter, str) and target not in (None, made_for := "ebpf" if isinstance(filter, EbpfProgram) else "classic"):
+        raise AttachError(f"the program is {made_for} and stays it: compile it for target {target!r}")
+    descriptor, source = descriptor_of(place), source_of(place)
+    spot = spot_of(descriptor, source)
+    if not isinstance(filter, str):
+        check_linktype(filter, spot)
     settings |= {"netmask": netmask, "optimize": optimize}
+    if isinstance(filter, EbpfProgram) or target == "ebpf":
+        return _attach_ebpf(filter, place, descriptor, source, spot, settings)
     try:
         if spot.reason:
             raise KernelLacksError(spot.reason)
@@ -194,7 +156,10 @@ def attach(
         if refusal := program.kernel_refusal():
             raise AttachError(f"{spot}: the kernel does not take the program: {refusal}")
         check = None if source is None else _Check(source, _for_userland(filter, spot, settings).matches)
-        _install(program, descriptor, spot, check)
+        # On a socket that nobody uses: it has the same limits, and what the kernel refuses is known before anything is lost.
+        with _in_words(spot, program), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as scratch:
+            set_filter(scratch.fileno(), bytes(program))
+        _install(program, partial(set_filter, program=bytes(program)), descriptor, spot, check)
     except KernelLacksError as error:
         reason = str(error).removeprefix(f"{spot}: ")
         if source is None:
@@ -209,103 +174,25 @@ def attach(
     return Attachment("kernel", program, None, place, str(spot), identity(descriptor))
 
 
-# ---- The place ----
-
-
-@dataclass(frozen=True, slots=True)
-class Spot:
-    """How packets are shown to filters at a place.
-
-    `linktypes` are those that a program may be for, `linktype` the one that an expression is compiled for. `made_up`: without the header
-    that libpcap makes up. `unbound`: from interfaces of all kinds. `reason`: why the kernel cannot filter there, if it cannot.
-    """
-
-    shown: str
-    linktypes: tuple[int, ...]
-    made_up: bool = False
-    unbound: bool = False
-    is_packet_socket: bool = True
-    reason: str | None = None
-
-    @property
-    def linktype(self) -> int:
-        return self.linktypes[0]
-
-    def __str__(self) -> str:
-        return self.shown
-
-
-def _descriptor(place: object) -> int:
-    """The number of a place's descriptor, -1 for one that is closed."""
-    if isinstance(place, int) and not isinstance(place, bool):
-        return place
-    fileno = getattr(place, "fileno", None)
-    if not callable(fileno):
-        raise AttachError(f"the place is of type {type(place).__name__}, expected a socket, a descriptor or a handle")
+def _attach_ebpf(
+    filter: str | Program | EbpfProgram, place: object, descriptor: int, source: Source | None, spot: Spot, settings: dict[str, Any]
+) -> Attachment:
+    if spot.reason:
+        raise AttachError(f"{spot}: {spot.reason}")
+    if spot.unbound:
+        raise AttachError(f"{spot}: an eBPF program is not told of what kind an interface is; bind the socket to one")
+    program = compile_live_ebpf(filter, spot.linktype, **settings) if isinstance(filter, str) else filter
+    assert isinstance(program, EbpfProgram)
+    check = None
+    if source:
+        # Of a program alone nobody knows here what it accepts: what is queued is lost.
+        check = _Check(source, _for_userland(filter, spot, settings).matches if isinstance(filter, str) else _nothing)
+    loaded = load(program)
     try:
-        number = fileno()
-    except (ValueError, OSError, PcapextError):  # what closed files and handles say
-        return -1
-    if not isinstance(number, int):
-        raise AttachError(f"fileno() of the {type(place).__name__} is {number!r}, expected a descriptor")
-    return number
-
-
-def _source(place: object) -> Source | None:
-    return place if hasattr(place, "check_until") else None  # type: ignore[return-value]
-
-
-def _spot(descriptor: int, source: Source | None) -> Spot:
-    """What the kernel says of a descriptor, and a source of its packets."""
-    if sys.platform != "linux":
-        if source is None:
-            raise AttachError(f"a socket can be filtered on Linux only, and this is {sys.platform}; libpcap's handles can be everywhere")
-        return Spot("capture", (source.linktype,), is_packet_socket=False, reason=f"on {sys.platform} it is not set in the kernel")
-    try:
-        seen = sight(descriptor)
-    except OSError as error:
-        if error.errno == errno.ENOTSOCK and source is not None:
-            return Spot("capture", (source.linktype,), is_packet_socket=False, reason="what it reads from is no packet socket")
-        if descriptor < 0:
-            raise AttachError("the place is closed") from None
-        words = {errno.EBADF: "it is closed", errno.ENOTSOCK: "it is no socket"}
-        raise AttachError(f"descriptor {descriptor}: {words.get(error.errno or 0, error.strerror)}") from None
-    if source is not None:
-        return _spot_of_source(seen, source.linktype)
-    if seen.ring:
-        raise AttachError(f"{seen}: it has a ring buffer, which only its owner can read; attach the filter to the handle that owns it")
-    match seen.family, seen.type:
-        case socket.AF_PACKET, socket.SOCK_DGRAM:
-            return Spot(str(seen), (LINUX_SLL, LINUX_SLL2), made_up=True)
-        case socket.AF_PACKET, socket.SOCK_RAW if not seen.interface:
-            return Spot(str(seen), (EN10MB, *(linktype for linktype in HATYPES if linktype != EN10MB)), unbound=True)
-        case socket.AF_PACKET, socket.SOCK_RAW if seen.hatype in LINKTYPE_BY_HATYPE:
-            return Spot(str(seen), (LINKTYPE_BY_HATYPE[seen.hatype],))
-        case socket.AF_PACKET, socket.SOCK_RAW:
-            header = f"its link-layer header (ARPHRD type {seen.hatype}) is of no link type of libpcap's"
-            raise AttachError(f"{seen}: {header}; a SOCK_DGRAM socket has no such header")
-        case socket.AF_INET, socket.SOCK_RAW:
-            return Spot(str(seen), (RAW,))
-    raise AttachError(f"{seen}: no filter for packets can be attached to it, expected a packet socket or a raw IPv4 socket")
-
-
-def _spot_of_source(seen: Sight, linktype: int) -> Spot:
-    if seen.family != socket.AF_PACKET:
-        return Spot("capture", (linktype,), is_packet_socket=False, reason="what it reads from is no packet socket")
-    cooked = seen.type == socket.SOCK_DGRAM
-    if cooked and linktype not in (LINUX_SLL, LINUX_SLL2):
-        return Spot(f"capture on {seen.interface}", (linktype,), reason=f"the kernel does not show the headers of {_linktype(linktype)}")
-    return Spot(f"capture on {seen.interface or 'all interfaces'}", (linktype,), made_up=cooked)
-
-
-def _linktype(number: int) -> str:
-    return linktype_name(number) or str(number)
-
-
-def _check_linktype(program: Program, spot: Spot) -> None:
-    if program.linktype not in spot.linktypes:
-        names = "one of an interface" if spot.unbound else " or ".join(map(_linktype, spot.linktypes))
-        raise AttachError(f"{spot}: the program is for link type {_linktype(program.linktype)}, expected {names}")
+        _install(program, partial(attach_descriptor, program=loaded), descriptor, spot, check)
+    finally:
+        os.close(loaded)  # the socket holds it
+    return Attachment("kernel", program, None, place, str(spot), identity(descriptor))
 
 
 # ---- The program ----
@@ -354,17 +241,9 @@ class _Check:
     matches: Matches
 
 
-def _install(program: Program, descriptor: int, spot: Spot, check: _Check | None) -> None:
+def _install(program: Program | EbpfProgram, put: Callable[[int], None], descriptor: int, spot: Spot, check: _Check | None) -> None:
     """Put a program in place of the filter there is, with nothing left unchecked of what that let through."""
-    try:
-        before: bytes | None = read_filter(descriptor)
-    except OSError as error:
-        if error.errno != errno.EACCES:
-            raise AttachError(f"{spot}: {error.strerror}") from error
-        before = None
-    # On a socket that nobody uses: it has the same limits, and what the kernel refuses is known before anything is lost.
-    with _in_words(spot, program), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as scratch:
-        set_filter(scratch.fileno(), bytes(program))
+    before = _filter_of(descriptor, spot)
     with _in_words(spot, program):
         set_filter(descriptor, _REJECTING)
     told: tuple[int | None, Matches] = 0, _everything
@@ -379,8 +258,8 @@ def _install(program: Program, descriptor: int, spot: Spot, check: _Check | None
                 check.source.check_until(time.time_ns(), check.matches)
             else:
                 drain(descriptor, _REJECTING)
-            set_filter(descriptor, bytes(program))
-            if read_filter(descriptor) != bytes(program):
+            put(descriptor)
+            if not _is(_filter_of(descriptor, spot), program):
                 raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
     except BaseException as error:
         left = _restore(descriptor, before)
@@ -391,6 +270,21 @@ def _install(program: Program, descriptor: int, spot: Spot, check: _Check | None
         if left and isinstance(error, AttachError):
             raise type(error)(f"{error}; {left}") from error
         raise
+
+
+def _filter_of(descriptor: int, shown: object) -> bytes | None:
+    """The classic program on a socket, empty where there is no filter; None for an eBPF program, which nobody is shown."""
+    try:
+        return read_filter(descriptor)
+    except OSError as error:
+        if error.errno != errno.EACCES:
+            raise AttachError(f"the {shown}: {error.strerror}") from error
+        return None
+
+
+def _is(current: bytes | None, program: Program | EbpfProgram) -> bool:
+    """Whether `_filter_of` shows a program, as far as that can be told."""
+    return current is None if isinstance(program, EbpfProgram) else current == bytes(program)
 
 
 def _restore(descriptor: int, before: bytes | None) -> str:
@@ -408,7 +302,7 @@ def _restore(descriptor: int, before: bytes | None) -> str:
 
 
 @contextmanager
-def _in_words(spot: object, program: Program) -> Iterator[None]:
+def _in_words(spot: object, program: Program | EbpfProgram) -> Iterator[None]:
     """What the kernel says against changing a filter becomes an `AttachError`."""
     try:
         yield

@@ -36,7 +36,7 @@ U32 = 0xFFFF_FFFF
 MAXIMUM_SNAPLEN = 262144
 
 #: The targets whose programs are classic BPF.
-CLASSIC_TARGETS = ("flowkeys", "classic", "keys")
+CLASSIC_TARGETS = ("classic", "flowkeys", "keys")
 
 LD_W_ABS, LD_H_ABS, LD_B_ABS = 0x20, 0x28, 0x30
 LD_W_IND, LD_H_IND, LD_B_IND = 0x40, 0x48, 0x50

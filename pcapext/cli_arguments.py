@@ -197,6 +197,8 @@ def _capture_arguments(added: argparse.ArgumentParser) -> None:
     flush = "hand each packet on at once: to the file that is written, or to standard output"
     added.add_argument("-U", "--packet-buffered", dest="flushes", action="store_true", help=flush)
     added.add_argument("-l", dest="flushes_lines", action="store_true", help="print each line at once, to a pipe too")
+    target = "the form of program that the kernel runs (classic)"
+    added.add_argument("-t", dest="target", choices=("classic", "ebpf"), help=target)
     added.add_argument("-n", action="store_true", help="nothing: addresses and ports are printed as numbers in any case")
     settings = added.add_argument_group("settings of the capture")
     settings.add_argument(

@@ -71,7 +71,8 @@ def _capture(options: argparse.Namespace, device: str, filter: str | Program, se
         )
     with capture:
         with _notes():
-            attachment = capture.attach(replace(filter, linktype=capture.linktype) if isinstance(filter, Program) else filter, **settings)
+            chosen = replace(filter, linktype=capture.linktype) if isinstance(filter, Program) else filter
+            attachment = capture.attach(chosen, target=options.target, **settings)
         output: _Output
         if options.write is None:
             output = _Lines(attachment.program.settings if attachment else None)

@@ -154,7 +154,7 @@ def compile_live_ebpf(
     **settings: Any,
 ) -> EbpfProgram:
     """The same as an eBPF program, which finds the fields of a made-up header itself."""
-    chosen = settings_of(max_levels=max_levels or EBPF_LEVELS, **settings)
+    chosen = settings_of(max_levels=EBPF_LEVELS if max_levels is None else max_levels, **settings)
     return _ebpf(Request(expression, linktype, snaplen, netmask, optimize, "ebpf", chosen, live=True))
 
 

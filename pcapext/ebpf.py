@@ -20,6 +20,7 @@ from pcapext.bpf import MAXIMUM_SNAPLEN, U32
 from pcapext.errors import ProgramError
 
 if TYPE_CHECKING:
+    from pcapext.attaching import Attachment
     from pcapext.encapsulation import WalkSettings
 
 #: The classes of instructions: the low three bits of an opcode.
@@ -202,6 +203,12 @@ class EbpfProgram(Sequence[EbpfInstruction]):
 
     def __bytes__(self) -> bytes:
         return b"".join(map(bytes, self.instructions))
+
+    def attach(self, place: object) -> Attachment:
+        """Let the kernel filter a packet socket, a descriptor of one or a handle with it, as `pcapext.attach` does."""
+        from pcapext.attaching import attach
+
+        return attach(self, place)
 
     def dump(self, style: str = "d") -> str:
         """The program as text: `d`, one line an instruction as the kernel's verifier prints it, or `c`, an array of `struct bpf_insn`.

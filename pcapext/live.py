@@ -17,12 +17,13 @@ from time import monotonic
 from typing import Any
 
 from pcapext import pcap_live
-from pcapext.attaching import Attachment, Matches, attach
+from pcapext.attaching import Attachment, attach
 from pcapext.bpf import MAXIMUM_SNAPLEN, Program
 from pcapext.capture import Packet
 from pcapext.errors import CaptureError, LibpcapError, PcapextError
 from pcapext.pcap_devices import netmask as netmask_of
 from pcapext.pcap_live import LiveHandle, Stats
+from pcapext.places import Matches
 
 #: Packets that are taken at once at most.
 BATCH = 256
@@ -65,8 +66,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
     a `CaptureError` on a capture that is closed.
     """
 
-    def __init__(self, handle: LiveHandle, delay: float | None) -> None:
-        """`delay` is how many seconds a packet may be on its way in the kernel; None: nothing is known of how packets are stamped."""
+    def __init__(self, handle: LiveHandle) -> None:
         #: libpcap's handle: to inject frames, and for what else there is.
         self.handle = handle
         #: The interface, the link type as a DLT number, the snap length in bytes, and whether times are that precise.
@@ -74,7 +74,6 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         self.linktype = handle.linktype
         self.snaplen = handle.snaplen
         self.nanoseconds = handle.nanoseconds
-        self._delay = delay
         self._attachment: Attachment | None = None
         self._end: _End | None = None
         #: A packet that came in after the end, for whoever reads on.
@@ -141,7 +140,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
                 time.sleep(_PAUSE)  # it fails again, and does not wait
             else:
                 # What came in before is still to be given.
-                self._end = _End(_LAST, monotonic() + (self._delay or 0.0), failure=error)
+                self._end = _End(_LAST, monotonic() + self.handle.delay, failure=error)
             return None
         return Packet(*found, self.linktype) if found else None
 
@@ -209,10 +208,10 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         That is known in the time that the kernel keeps packets together (`open_live`, `timeout_ms`) and a little more. Called again
         meanwhile, it ends at once. Signal handlers and other threads may call it. Nothing happens where the capture is closed.
         """
-        if self._end or self._delay is None:
+        if self._end or not self.handle.has_system_clock:
             self._end = _End(0, 0.0, missed=True)
         else:
-            self._end = _End(time.time_ns(), monotonic() + self._delay)
+            self._end = _End(time.time_ns(), monotonic() + self.handle.delay)
         with suppress(LibpcapError):  # it is closed
             self.handle.breakloop()
         self._wake_up()
@@ -340,7 +339,7 @@ def open_live(
         monitor=monitor,
         linktype=linktype,
     )
-    capture = LiveCapture(handle, _delay(timeout_ms, immediate, timestamp_type))
+    capture = LiveCapture(handle)
     try:
         if filter is not None:
             capture.attach(filter, netmask=netmask, **options)
@@ -348,14 +347,3 @@ def open_live(
         capture.close()
         raise
     return capture
-
-
-def _delay(timeout_ms: int, immediate: bool, timestamp_type: str | None) -> float | None:
-    """How many seconds a packet may be in the kernel before it can be read; None where packets are stamped by other clocks than ours.
-
-    A block of the ring buffer is given out when it is full, or when a timer has found it twice (net/packet/af_packet.c,
-    prb_retire_rx_blk_timer_expired).
-    """
-    if timestamp_type is not None and not timestamp_type.startswith("host"):
-        return None
-    return 0.0 if immediate else 2 * (timeout_ms or 100) / 1000 + 0.05

@@ -15,6 +15,7 @@ import select
 import socket
 import sys
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -92,7 +93,12 @@ class LiveHandle(Reader):
     While the interface is down, libpcap 1.10 and later wait for it to come up again. When it is gone, that is a `LibpcapError`.
     """
 
-    def __init__(self, pcap: Any, nanoseconds: bool, device: str, nonblocking: bool = False) -> None:
+    def __init__(
+        self, pcap: Any, nanoseconds: bool, device: str, nonblocking: bool = False, delay: float = 0.0, has_system_clock: bool = True
+    ) -> None:
+        #: How many seconds a packet may be in the kernel before it can be read, and whether its stamp is of the system's clock.
+        self.delay = delay
+        self.has_system_clock = has_system_clock
         #: The name of the interface, as a message shows it.
         self.device = printable(device)
         self.nonblocking = nonblocking
@@ -100,6 +106,8 @@ class LiveHandle(Reader):
         self._is_broken = False
         self._checked_until: int | None = 0
         self._matches: Matches = lambda data, wirelen: True
+        #: Packets that were read before their time came, and are to be given.
+        self._kept: deque[CapturedPacket] = deque()
         self._alarm = _Alarm()
         # For libpcap always, whatever `nonblocking` is: it is here that packets are waited for.
         errbuf = libpcap().ffi.new("char[]", ERRBUF_SIZE)
@@ -128,6 +136,8 @@ class LiveHandle(Reader):
                 self._is_broken = False
                 self._alarm.silence()
                 return None
+            if self._kept:
+                return self._kept.popleft()
             packet = self._next()
             if isinstance(packet, int):
                 if packet == END:
@@ -177,7 +187,29 @@ class LiveHandle(Reader):
         with self._lock:
             told = self._checked_until, self._matches
             self._checked_until, self._matches = time_ns, matches
-            return told
+            if not time_ns or self.has_system_clock:
+                return told
+            # Stamps of another clock do not say what was there before. All of that is read now.
+            self._checked_until = None
+            self._kept = deque(packet for packet in self._kept if matches(packet[2], packet[1]))
+        self._keep_what_matches(monotonic() + self.delay)
+        with self._lock:
+            self._checked_until = 0
+        return told
+
+    def _keep_what_matches(self, deadline: float) -> None:
+        """Read what there is, and what comes until a time of `monotonic`, to give later what is to be given of it."""
+        while True:
+            packet = self._next()
+            if not isinstance(packet, int):
+                if self._matches(packet[2], packet[1]):
+                    self._kept.append(packet)
+            elif packet < 0:
+                raise self._failure()
+            elif monotonic() >= deadline:
+                return
+            else:
+                self._wait(deadline)
 
     def clear_filter(self) -> None:
         """Have libpcap and the kernel let everything through."""
@@ -361,7 +393,7 @@ def open_live(
             raise LibpcapError(f"{shown}: {string(lib.pcap_statustostr(refused))}")
         if status > 0 and (status != _PROMISCUOUS_NOT_SUPPORTED or promiscuous):
             warnings.warn(f"{shown}: {activation_words(pcap, status)}", CaptureWarning, stacklevel=2)
-        handle = LiveHandle(pcap, nanoseconds, device, nonblocking)
+        handle = LiveHandle(pcap, nanoseconds, device, nonblocking, _delay(timeout_ms, immediate), _is_of_system_clock(timestamp_type))
     except BaseException:
         lib.pcap_close(pcap)
         raise
@@ -374,6 +406,20 @@ def open_live(
         handle.close()
         raise
     return handle
+
+
+def _delay(timeout_ms: int, immediate: bool) -> float:
+    """How many seconds a packet may be in the kernel before it can be read.
+
+    A block of the ring buffer is given out when it is full, or when a timer has found it twice (net/packet/af_packet.c,
+    prb_retire_rx_blk_timer_expired).
+    """
+    return 0.0 if immediate else 2 * (timeout_ms or 100) / 1000 + 0.05
+
+
+def _is_of_system_clock(timestamp_type: str | None) -> bool:
+    """Whether time stamps of a type are of the system's clock (pcap-tstamp(7))."""
+    return timestamp_type is None or (timestamp_type.startswith("host") and not timestamp_type.endswith("unsynced"))
 
 
 def _check_range(name: str, value: int, least: int, most: int) -> None:

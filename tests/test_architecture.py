@@ -32,6 +32,7 @@ ROWS = (
     "summary filtering progress",
     "live",
     "attaching",
+    "places",
     # Captures, with filters.
     "capture workers",
     "outputs",

@@ -28,10 +28,11 @@ from test_kernel import as_seen, receivable
 from wire import BUFFER, MARKER, PORTION, SECONDS, SLL, SLL2, Tun, Wire, cooked
 
 from pcapext import AttachError, AttachWarning, Program, bpf, compile
-from pcapext.attaching import Attachment, Matches, attach
+from pcapext.attaching import Attachment, attach
 from pcapext.bpf import Instruction
 from pcapext.errors import FilterError, KernelLacksError
 from pcapext.pcap_live import LiveHandle, open_live
+from pcapext.places import Matches
 from pcapext.sockets import await_filters, read_filter, set_filter
 
 __all__ = ["each_libpcap", "no_descriptor_is_left"]
@@ -620,6 +621,9 @@ def closed_socket() -> socket.socket:
     return sock
 
 
+EBPF = compile("inner tcp", target="ebpf")
+
+
 @pytest.mark.parametrize(
     ("filter", "place", "settings", "message"),
     [
@@ -629,10 +633,14 @@ def closed_socket() -> socket.socket:
         ("tcp", lambda: "eth0", {}, "the place is of type str, expected a socket, a descriptor or a handle"),
         ("tcp", lambda: True, {}, "the place is of type bool, expected a socket, a descriptor or a handle"),
         ("tcp", lambda: None, {}, "the place is of type NoneType, expected a socket, a descriptor or a handle"),
-        (5, closed_socket, {}, "the filter is of type int, expected an expression or a Program"),
-        (compile("tcp"), closed_socket, {"max_levels": 2}, "max_levels: settings of compiling, and the filter is a Program"),
-        (compile("tcp"), closed_socket, {"netmask": 2}, "netmask: settings of compiling, and the filter is a Program"),
-        ("tcp", closed_socket, {"linktype": 1, "target": "classic"}, "linktype, target: that follows from the place"),
+        (5, closed_socket, {}, "the filter is of type int, expected an expression or a program"),
+        (compile("tcp"), closed_socket, {"max_levels": 2}, "max_levels: settings of compiling, and the filter is a program"),
+        (compile("tcp"), closed_socket, {"netmask": 2}, "netmask: settings of compiling, and the filter is a program"),
+        ("tcp", closed_socket, {"linktype": 1}, "linktype: that follows from the place"),
+        ("tcp", closed_socket, {"target": "flowkeys"}, "target 'flowkeys' is nothing to attach, expected 'classic' or 'ebpf'"),
+        (compile("tcp"), closed_socket, {"target": "ebpf"}, "the program is classic and stays it: compile it for target 'ebpf'"),
+        (EBPF, closed_socket, {"target": "classic"}, "the program is ebpf and stays it: compile it for target 'classic'"),
+        (EBPF, closed_socket, {}, "the place is closed"),
     ],
 )
 def test_wrong_arguments(filter: str, place: Callable[[], object], settings: dict[str, int], message: str) -> None:

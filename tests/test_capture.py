@@ -172,7 +172,7 @@ def error(call: object) -> str:
         (b"", "byte 0: the file is empty"),
         (b"\xd4\xc3", "byte 0: neither a pcap nor a pcapng file begins like this"),
         (b"no capture at all", "byte 0: neither a pcap nor a pcapng file begins like this"),
-        (gzip.compress(b"no capture at all"), "byte 0: neither a pcap nor a pcapng file begins like this"),
+        (gzip.compress(b"no capture at all", mtime=0), "byte 0: neither a pcap nor a pcapng file begins like this"),
         (pcap()[:16], "byte 16: the file ends within its header of 24 bytes"),
         (struct.pack("<IHH", 0xA1B2C3D4, 9, 9) + bytes(16), "byte 4: version 9.9 of the pcap format is not supported"),
     ],

@@ -152,13 +152,14 @@ def test_all_is_written(wire: Wire, tmp_path: Path, number: signal.Signals) -> N
     assert sorted(os.listdir(tmp_path)) == ["out.pcap"]
 
 
+@pytest.mark.parametrize("target", ["classic", "ebpf"])
 @pytest.mark.parametrize("expression", ["tcp", "udp port 53 or arp", "ip6 and not icmp6", "vlan", ""])
-def test_tcpdump_beside_it_writes_the_same(wire: Wire, tmp_path: Path, expression: str) -> None:
+def test_tcpdump_beside_it_writes_the_same(wire: Wire, tmp_path: Path, expression: str, target: str) -> None:
     """The same header, the same packets: only the times are each one's own."""
     sent = [packet.data for packet in sample(400, 12, [EN10MB]) if SHORTEST <= len(packet.data) <= LONGEST and seen(packet.data)]
     mine, theirs = tmp_path / "mine.pcap", tmp_path / "theirs.pcap"
     with (
-        started(wire, "-w", mine, expression) as running,
+        started(wire, "-w", mine, "-t", target, expression) as running,
         started(wire, "--immediate-mode", "-B", "65536", "-w", theirs, expression, command=["tcpdump", "-Z", "root"]) as tcpdump,
     ):
         wire.send(sent)

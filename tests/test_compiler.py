@@ -570,7 +570,7 @@ def test_extension_terms_need_a_link_type_of_the_walk() -> None:
 
 
 def test_unknown_target() -> None:
-    with pytest.raises(FilterError, match="unknown target 'wasm', expected one of flowkeys, classic"):
+    with pytest.raises(FilterError, match="unknown target 'wasm', expected one of classic, flowkeys, keys, ebpf, c"):
         compile("tcp", target="wasm")
 
 

@@ -29,7 +29,7 @@ from pcapext.errors import ProgramError
 
 
 def test_every_place_is_a_format() -> None:
-    assert (*STYLES, *PLACES, "savefile") == PRINTED
+    assert (*STYLES, "raw", *PLACES, "savefile") == PRINTED
 
 
 def many(count: int, linktype: int) -> Program:

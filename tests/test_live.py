@@ -183,7 +183,7 @@ def test_batches(wire: Wire) -> None:
 class Failing:
     """A handle that gives what it is told to, and None, as others do where reading was interrupted."""
 
-    device, linktype, snaplen, nanoseconds = "right", EN10MB, 100, True
+    device, linktype, snaplen, nanoseconds, delay = "right", EN10MB, 100, True, 0.0
 
     def __init__(self, *given: int | str | None) -> None:
         self.given = iter(given)
@@ -201,7 +201,7 @@ class Failing:
     "given", [(1, 2, "gone", None, None), (1, 2, "gone", "gone", None), (1, "gone", None, 2, None), ("gone", 1, None, 2, None, None)]
 )
 def test_a_batch_is_given_before_the_error_behind_it(given: tuple[int | str | None, ...]) -> None:
-    batches = LiveCapture(Failing(*given), 0.0).batches()  # type: ignore[arg-type]
+    batches = LiveCapture(Failing(*given)).batches()  # type: ignore[arg-type]
     packets: list[pcapext.Packet] = []
     with pytest.raises(LibpcapError, match="gone"):
         packets.extend(packet for batch in batches for packet in batch)

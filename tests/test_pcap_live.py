@@ -29,7 +29,7 @@ from pcapext.bpf import Instruction, Program
 from pcapext.errors import CaptureWarning, LibpcapError, ProgramError
 from pcapext.pcap_bridge import compile_expression, libpcap
 from pcapext.pcap_handles import CapturedPacket
-from pcapext.pcap_live import LiveHandle, Stats, open_live
+from pcapext.pcap_live import LiveHandle, Stats, _is_of_system_clock, open_live
 
 __all__ = ["each_libpcap", "no_descriptor_is_left"]
 
@@ -490,11 +490,13 @@ def test_no_memory_for_a_program(wire: Wire) -> None:
         handle.set_program(program)
 
 
-def test_packets_from_before_are_checked(wire: Wire) -> None:
-    def is_ip(data: bytes, wirelen: int) -> bool:
-        assert len(data) <= wirelen
-        return data[12:14] == b"\x08\0" or data == MARKER
+def is_ip(data: bytes, wirelen: int) -> bool:
+    """Of the marker, too."""
+    assert len(data) <= wirelen
+    return data[12:14] == b"\x08\0" or data == MARKER
 
+
+def test_packets_from_before_are_checked(wire: Wire) -> None:
     some = FRAMES[:50]
     checked = [frame for frame in some if is_ip(frame, len(frame))]
     assert 0 < len(checked) < len(some)
@@ -510,6 +512,44 @@ def test_packets_from_before_are_checked(wire: Wire) -> None:
         handle.check_until(0, is_ip)
         wire.send(some)
         assert [data for _, _, data in until_marker(handle)] == some
+
+
+@pytest.mark.parametrize("immediate", [True, False])
+def test_checking_where_stamps_are_of_another_clock(wire: Wire, immediate: bool) -> None:
+    """They look as if all came later; what was there before is told by reading it."""
+    some = FRAMES[:50]
+    checked = [frame for frame in some if is_ip(frame, len(frame))]
+    assert 0 < len(checked) < len(some)
+    with opened(wire, immediate=immediate, buffer_size=1 << 24) as handle:
+        handle.has_system_clock = False
+        wire.send(some)
+        handle.check_until(1, is_ip)
+        wire.send(some)
+        assert [data for _, _, data in until_marker(handle)] == checked
+        assert [data for _, _, data in until_marker(handle)] == some
+        wire.send(some)
+        handle.check_until(1, is_ip)
+        handle.check_until(1, lambda data, wirelen: data == MARKER)
+        assert until_marker(handle) == []
+        handle.check_until(None, is_ip)
+        wire.send(some)
+        assert [data for _, _, data in until_marker(handle)] == checked
+
+
+@pytest.mark.parametrize(
+    ("type_", "is_system"),
+    [
+        (None, True),
+        ("host", True),
+        ("host_lowprec", True),
+        ("host_hiprec_unsynced", False),
+        ("adapter", False),
+        ("adapter_unsynced", False),
+    ],
+)
+def test_clocks_of_time_stamps(type_: str | None, is_system: bool) -> None:
+    """pcap-tstamp(7): those of an adapter, and unsynchronised ones, need not agree with the system's clock."""
+    assert _is_of_system_clock(type_) is is_system
 
 
 # --- what cannot be opened

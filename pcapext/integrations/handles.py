@@ -18,12 +18,13 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from pcapext.attaching import Matches, attach
+from pcapext.attaching import attach
 from pcapext.bpf import Program
 from pcapext.compiler import weaker
 from pcapext.errors import AttachError, CaptureError, printable
 from pcapext.formats import NATIVE, PCAP_MAGICS, PCAPNG_MAGIC, SECTION_START, section_byteorder
 from pcapext.pcap_bridge import LOOPBACK_LINKTYPES
+from pcapext.places import Matches
 from pcapext.selection import Filter
 
 #: A C double of seconds since 1970 is wrong by less than that, in ns.

@@ -20,11 +20,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pcapext.attaching import Matches
 from pcapext.bpf import Program
 from pcapext.errors import CaptureError
 from pcapext.integrations import missing
 from pcapext.integrations.handles import FLOAT_ERROR, Checked
+from pcapext.places import Matches
 
 try:
     import pcap as library

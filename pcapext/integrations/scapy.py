@@ -31,12 +31,13 @@ from functools import partial
 from typing import Any
 
 from pcapext import compiler
-from pcapext.attaching import EN10MB, LINKTYPE_BY_HATYPE, Matches, attach
+from pcapext.attaching import attach
 from pcapext.bpf import Program
 from pcapext.errors import AttachError, CaptureError, FilterError, KernelLacksError, PcapextError
 from pcapext.flowkeys import EXTENSION_WORDS
 from pcapext.formats import NATIVE, dlt_of_linktype
 from pcapext.integrations import missing
+from pcapext.places import EN10MB, LINKTYPE_BY_HATYPE, Matches
 from pcapext.selection import Filter
 
 try:

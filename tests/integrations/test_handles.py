@@ -128,14 +128,14 @@ class TestInterfaces:
                     capture.setfilter("udp or inner tcp", capture.last)
                     capture.setfilter(text_of(template), capture.last)
                 behind = flow.sent + 1  # the one before may be under way
-                flow.await_sent(behind + 300)
+                while sum(verdicts(template)[number % 2000] for number in range(behind, flow.sent)) <= 10:
+                    flow.await_sent(flow.sent + 100)
                 flow.stop()
                 found = [number_of(data) for data in capture.received([]) if data[6:8] == FLOW]
         assert found == sorted(set(found))
         assert all(verdicts(template)[number % 2000] for number in found)
         wanted = {number for number in range(behind, flow.sent) if verdicts(template)[number % 2000]}
         assert wanted <= set(found)
-        assert len(wanted) > 10
 
     @pytest.mark.parametrize("template", TEMPLATES[1:2])
     def test_loopback(self, wire: Wire, library: str, template: str) -> None:

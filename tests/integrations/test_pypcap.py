@@ -82,6 +82,10 @@ def test_the_rest_is_pypcaps() -> None:
     assert capture.filter == "inner udp"
     assert len(capture.readpkts()) == 28
     assert pypcap.findalldevs is pcap.findalldevs
+
+
+@pytest.mark.root
+def test_no_such_device() -> None:
     with pytest.raises(OSError, match="No such device exists"):
         pypcap.pcap("absent")
 
