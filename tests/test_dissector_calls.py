@@ -31,10 +31,10 @@ not ip6 and (arp or {outer udp} or {encap vlan 10})
 FILTERS = [*MIXED, *TEMPLATES] if EFFORT > 1 else [*MIXED, *TEMPLATES[::9]]
 
 
-@pytest.mark.root
-@pytest.mark.kernel
-@pytest.mark.tools("cc")
-@pytest.mark.parametrize("target", TARGETS)
+MARKS = {"c": [pytest.mark.tools("cc")], "ebpf": [pytest.mark.root, pytest.mark.kernel]}
+
+
+@pytest.mark.parametrize("target", [pytest.param(target, marks=MARKS.get(target, [])) for target in TARGETS])
 @pytest.mark.parametrize("optimize", BOTH if EFFORT > 1 else (True,))
 def test_calls(target: str, optimize: bool) -> None:
     made = [packet for packet in sample(100 * min(EFFORT, 50), 11, [EN10MB]) if packet.data and packet.captured == packet.length <= LONGEST]
