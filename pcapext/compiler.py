@@ -206,6 +206,7 @@ def _graph(request: Request) -> Cfg | None:
     from pcapext.optimize import improve
     from pcapext.optimize.gather import gather
     from pcapext.parser import parse
+    from pcapext.postpone import postpone
     from pcapext.resolve import resolve
 
     tree = parse(expression)
@@ -226,6 +227,8 @@ def _graph(request: Request) -> Cfg | None:
     except ProgramError:
         span = next(span for span, term in standard_terms(tree, expression) if "protochain" in term)
         raise FilterError("'protochain' makes a loop, and a filter with extension terms cannot have one", expression, span) from None
+    if request.optimize:
+        graph = postpone(graph, marked)
     cfg = generate(graph, marked, request.link_layer.made_up if request.target in ("classic", "ebpf") else 0)
     if request.optimize:
         cfg = improve(gather(cfg))

@@ -44,7 +44,7 @@ ROWS = (
     "request",
     "optimize prove",
     "prepare ebpf_select",
-    "resolve mark weaken codegen lift combine lower relocate optimize.* assemble plain ebpf_words write_c",
+    "resolve mark weaken postpone codegen lift combine lower relocate optimize.* assemble plain ebpf_words write_c",
     "unroll registers ebpf_walk write_c.walk write_c.graph",
     "unroll.levels ebpf_walk.levels write_c.pieces",
     "unroll.tunnels ebpf_walk.tunnels",

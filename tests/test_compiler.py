@@ -730,7 +730,7 @@ ETHERNET_IP_UDP = bytes(12) + b"\x08\x00" + b"\x45" + bytes(8) + b"\x11" + bytes
         ("inner tcp or inner udp or inner icmp and poff > 5 and depth = 0", 1),
         ("tcp and inner tcp", 0),  # it is UDP: the plain term decides
         ("udp or inner tcp", 0),
-        ("inner tcp and tcp", 1),
+        ("inner tcp and udp", 1),
         ("ip6 and (inner tcp or depth > 0)", 0),
         ("len < 10 and ip[2:2] = poff", 0),
         ("not ip or len > 5 or inner tcp", 0),

@@ -12,7 +12,7 @@ import pytest
 from ebpf_oracles import LONGEST
 from everywhere import BOTH, TEMPLATES, sample
 from graphs import EFFORT
-from oracle import NETMASK, is_decided, text_of
+from oracle import NETMASK, is_decided, libpcap_matches, text_of
 from packets import EN10MB
 
 from benchmarks.calls import TARGETS, counter
@@ -49,3 +49,27 @@ def test_calls(target: str, optimize: bool) -> None:
                 decided += needless
     assert decided > len(made) // 2
     assert counted[1] > len(made)
+
+
+#: Extension terms that every accepted packet must pass, and what else it must; by `and`, in this order.
+CONJUNCTIONS = [
+    (["inner port 80"], "tcp"),
+    (["not inner tcp", "inner host 10.0.0.1"], "ip6 or udp"),
+    (["encap vlan 10", "depth > 0"], "vlan and ip"),
+    (["not (inner udp or encap gre)"], "not host 10.0.0.1 and len > 100"),
+]
+
+
+@pytest.mark.parametrize("target", [pytest.param(target, marks=MARKS.get(target, [])) for target in TARGETS])
+@pytest.mark.parametrize(("terms", "rest"), CONJUNCTIONS, ids=str)
+def test_terms_that_all_must_pass_are_asked_last(terms: list[str], rest: str, target: str) -> None:
+    """Where the rest rejects, whatever the terms would say, nothing is called, though they come first."""
+    made = [packet for packet in sample(100 * min(EFFORT, 50), 12, [EN10MB]) if packet.data and packet.captured == packet.length <= LONGEST]
+    rejected = 0
+    with ExitStack() as stack:
+        calls = counter(stack, f"{' and '.join(terms)} and ({rest})", target, True, NETMASK)
+        for packet in made:
+            is_rejected = not libpcap_matches(rest, packet.data, packet.linktype, packet.length, NETMASK)
+            assert calls(packet.data) <= (not is_rejected), (packet.made.layers, packet.data.hex())
+            rejected += is_rejected
+    assert len(made) // 10 < rejected < len(made)
