@@ -227,7 +227,7 @@ def _graph(request: Request) -> Cfg | None:
     except ProgramError:
         span = next(span for span, term in standard_terms(tree, expression) if "protochain" in term)
         raise FilterError("'protochain' makes a loop, and a filter with extension terms cannot have one", expression, span) from None
-    if request.optimize:
+    if request.optimize and request.target != "classic":  # a classic program has a walk in it that is remembered if it comes first
         graph = postpone(graph, marked)
     cfg = generate(graph, marked, request.link_layer.made_up if request.target in ("classic", "ebpf") else 0)
     if request.optimize:
