@@ -21,6 +21,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
+from functools import cached_property
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -156,7 +157,7 @@ class Run(AbstractContextManager["Run"]):
         #: Files that are left of outputs that are not complete.
         self.left: list[str] = []
         self._origins: list[Origin | Input] = list(origins)
-        self._workers = workers or min(usable_processors(), _MOST_WORKERS)
+        self._chosen_workers = workers
         self._follow = follow
         # Held by who looks at what is to be done and what is ready.
         self._looking = threading.Condition()
@@ -199,6 +200,16 @@ class Run(AbstractContextManager["Run"]):
     @property
     def has_several(self) -> bool:
         return len(self._origins) > 1
+
+    @cached_property
+    def _workers(self) -> int:
+        """How many threads work. One compressed file is for one of them: decompressing takes the most time, and only one can do it."""
+        if self._chosen_workers:
+            return self._chosen_workers
+        match self._origins:
+            case [Input() as only] if only.stream.compression:
+                return 1
+        return min(usable_processors(), _MOST_WORKERS)
 
     def files(self) -> list[os.stat_result]:
         """What the system says of the captures that are files: no output may be one of them."""

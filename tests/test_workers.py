@@ -749,3 +749,13 @@ def test_interrupt_in_a_file(number: int, tmp_path: Path, monkeypatch: pytest.Mo
     expected = tuple(filter(is_odd, file.packets))
     assert 0 < len(reading.packets) < len(expected)
     assert reading.packets == expected[: len(reading.packets)]
+
+
+def test_one_compressed_file_is_for_one_worker(tmp_path: Path) -> None:
+    """There is nothing that a second one would not wait for; unless it is asked for."""
+    plain, packed = Path(__file__).parent.parent / "examples" / "plain.pcap", tmp_path / "packed.pcap.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    for origins, asked, wanted in (([packed], None, 1), ([packed], 3, 3), ([plain], None, None), ([packed, packed], None, None)):
+        with Run(origins, workers=asked) as run:
+            run.first_layout()
+            assert run._workers == (wanted or min(workers.usable_processors(), workers._MOST_WORKERS))
