@@ -208,12 +208,14 @@ def test_interrupt_completes_the_output(tmp_path: Path, name: str) -> None:
 def test_kill_leaves_the_old_output(tmp_path: Path) -> None:
     output = tmp_path / "out.pcap"
     output.write_bytes(b"precious")
+    octets = HEADER + b"".join(record(number, data) for number, data in enumerate(frames(50)))
     with started("-r", "-", "-w", output) as process:
         assert process.stdin
-        process.stdin.write(HEADER + b"".join(record(number, data) for number, data in enumerate(frames(50))))
+        process.stdin.write(octets)
         process.stdin.flush()
         part = tmp_path / "out.pcap.part"
-        wait_until(lambda: part.exists() and part.stat().st_size > 100)
+        # All of it: a write that is under way may be cut between two pages.
+        wait_until(lambda: part.exists() and part.stat().st_size == len(octets))
         process.kill()
         process.wait()
     assert output.read_bytes() == b"precious"
