@@ -37,7 +37,8 @@ from pcapext.errors import AttachError, AttachWarning, KernelLacksError, Program
 from pcapext.flowkeys import KEY_BY_K
 from pcapext.kernel_filter import no_memory
 from pcapext.kernel_program import for_kernel
-from pcapext.places import HATYPES, Matches, Source, Spot, check_linktype, descriptor_of, source_of, spot_of
+from pcapext.pcap_handles import Matches
+from pcapext.places import HATYPES, Source, Spot, check_linktype, descriptor_of, source_of, spot_of
 from pcapext.sockets import await_filters, drain, identity, read_filter, remove_filter, set_filter
 
 #: A program that rejects everything.

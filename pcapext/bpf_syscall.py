@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pcapext.ebpf import EbpfProgram
 
 _PROG_LOAD, _PROG_TEST_RUN, _SOCKET_FILTER = 5, 10, 1
-_SOL_SOCKET, _SO_ATTACH_BPF, _SO_DETACH_FILTER = 1, 50, 27
+_SOL_SOCKET, _SO_ATTACH_BPF = 1, 50
 
 #: bpf(2) by machine; where it is not named, its number is that of include/uapi/asm-generic/unistd.h.
 _NUMBERS = {"x86_64": 321, "i386": 357, "i686": 357, "armv7l": 386, "ppc64": 361, "ppc64le": 361, "s390x": 351}

@@ -215,7 +215,7 @@ def _graph(request: Request) -> Cfg | None:
         return None
     if request.link_layer is None:
         names = ", ".join(row.name for row in LINK_LAYERS)
-        shown = pcap_bridge.linktype_name(request.linktype) or request.linktype
+        shown = pcap_bridge.shown_linktype(request.linktype)
         raise FilterError(f"no extension term on link type {shown}; there are some on {names}", expression, extensions[0].span)
     marked = mark(expression, extensions)
     try:
@@ -342,7 +342,7 @@ def _c(request: Request) -> CSource:
         cfg = finish(cfg)
     wanted = wanted_of(cfg)
     placed_once = merge(load_once(cfg, found_locals(wanted)))
-    name = pcap_bridge.linktype_name(request.linktype) or str(request.linktype)
+    name = pcap_bridge.shown_linktype(request.linktype)
     text = write_c(placed_once, request.expression, name, wanted, request.link_layer, request.walk)
     return CSource(text, request.linktype, request.snaplen, request.expression, request.settings)
 

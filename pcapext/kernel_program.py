@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 
-from pcapext import pcap_bridge
 from pcapext.assemble import assemble
 from pcapext.bpf import Instruction, Program
 from pcapext.compiler import checked_length, compile_classic, relocated
@@ -17,6 +16,7 @@ from pcapext.errors import PcapextError, ProgramError
 from pcapext.lift import lift, name_keys
 from pcapext.optimize import finish, improve
 from pcapext.optimize.gather import gather
+from pcapext.pcap_bridge import shown_linktype
 from pcapext.prepare import lower_improved
 from pcapext.request import Request
 
@@ -58,7 +58,7 @@ def _compile_again(program: Program, made_up: bool) -> tuple[Instruction, ...] |
 def _lowered(program: Program, keys: bool, made_up: bool) -> tuple[Instruction, ...]:
     """The instructions of a program with the walk written out for its flow keys, and for packets without the made-up header."""
     if program.linktype not in LINK_LAYER_BY_NUMBER:
-        shown = pcap_bridge.linktype_name(program.linktype) or program.linktype
+        shown = shown_linktype(program.linktype)
         raise ProgramError(f"the program loads flow keys, and there are none on link type {shown}")
     link_layer = LINK_LAYER_BY_NUMBER[program.linktype]
     walk = (program.settings or DEFAULT_SETTINGS) if keys else None

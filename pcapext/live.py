@@ -22,8 +22,8 @@ from pcapext.bpf import MAXIMUM_SNAPLEN, Program
 from pcapext.capture import Packet
 from pcapext.errors import CaptureError, LibpcapError, PcapextError
 from pcapext.pcap_devices import netmask as netmask_of
+from pcapext.pcap_handles import Matches
 from pcapext.pcap_live import LiveHandle, Stats
-from pcapext.places import Matches
 
 #: Packets that are taken at once at most.
 BATCH = 256

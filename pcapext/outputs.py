@@ -215,7 +215,7 @@ class PcapOutput(_Writing):
         for index in ffi.unpack(selected.indexes, selected.length):
             record = records[index]
             if record.interface != lib.NOT_A_PACKET and interfaces[record.interface].linktype != linktype:
-                name, first = (pcap_bridge.linktype_name(number) or number for number in (interfaces[record.interface].linktype, linktype))
+                name, first = (pcap_bridge.shown_linktype(number) for number in (interfaces[record.interface].linktype, linktype))
                 place = f"{source.name}: byte {selected.batch.chunk.place(selected.batch.first + index)}"
                 raise CaptureError(f"{place}: a packet of link type {name}, and {self._sink.name} is of {first}; .pcapng can hold both")
 

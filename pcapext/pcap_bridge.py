@@ -192,6 +192,15 @@ def linktype_name(linktype: int) -> str | None:
     return _optional(libpcap().lib.pcap_datalink_val_to_name(linktype))
 
 
+def shown_linktype(linktype: int) -> str:
+    """A link type for a message: libpcap's name of it, or the number.
+
+    >>> shown_linktype(1), shown_linktype(0xFFFF)
+    ('EN10MB', '65535')
+    """
+    return linktype_name(linktype) or str(linktype)
+
+
 def linktype_description(linktype: int) -> str | None:
     """What libpcap says a link type is, None if it does not know it.
 

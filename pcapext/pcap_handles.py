@@ -14,7 +14,7 @@ and closing only gives up a reference: what a call still uses is freed when that
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,9 @@ _PKTHDR = struct.Struct("@llII")
 
 #: A packet: its time in ns since 1970, its length on the wire, the bytes captured.
 CapturedPacket = tuple[int, int, bytes]
+
+#: Whether to give a packet: its bytes, and its length on the wire.
+Matches = Callable[[bytes, int], bool]
 
 #: The first bytes of captures with microseconds (sf-pcap.c): the usual format and Kuznetzov's variant.
 _MICROSECOND_MAGICS = tuple(bytes.fromhex(magic) for magic in ("a1b2c3d4", "d4c3b2a1", "a1b2cd34", "34cdb2a1"))

@@ -16,7 +16,7 @@ import socket
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
@@ -26,11 +26,8 @@ from pcapext.bpf import MAXIMUM_SNAPLEN, RET_K, Instruction, Program
 from pcapext.errors import CaptureWarning, LibpcapError, ProgramError, printable
 from pcapext.kernel_filter import cooked_refusal, refusal
 from pcapext.pcap_bridge import ERRBUF_SIZE, libpcap, linktype_number, string
-from pcapext.pcap_handles import END, MICRO, NANO, CapturedPacket, Reader
+from pcapext.pcap_handles import END, MICRO, NANO, CapturedPacket, Matches, Reader
 from pcapext.sockets import packet_socket, read_filter
-
-#: Whether to give a packet: its bytes, and how many there were on the wire.
-Matches = Callable[[bytes, int], bool]
 
 #: The link type of Ethernet, DLT_EN10MB.
 _ETHERNET = 1

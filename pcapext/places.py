@@ -9,12 +9,12 @@ from __future__ import annotations
 import errno
 import socket
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from pcapext.errors import AttachError, PcapextError
-from pcapext.pcap_bridge import linktype_name
+from pcapext.pcap_bridge import shown_linktype
+from pcapext.pcap_handles import Matches
 from pcapext.sockets import Sight, sight
 
 if TYPE_CHECKING:
@@ -47,9 +47,6 @@ HATYPES: dict[int, tuple[int, ...]] = {
     271: (826,),  # VSOCK
 }
 LINKTYPE_BY_HATYPE = {hatype: linktype for linktype, hatypes in HATYPES.items() for hatype in hatypes}
-
-#: Whether to give a packet: its bytes, and how many there were on the wire.
-Matches = Callable[[bytes, int], bool]
 
 
 class Source(Protocol):
@@ -154,15 +151,13 @@ def _spot_of_source(seen: Sight, linktype: int) -> Spot:
         return Spot("capture", (linktype,), is_packet_socket=False, reason="what it reads from is no packet socket")
     cooked = seen.type == socket.SOCK_DGRAM
     if cooked and linktype not in (LINUX_SLL, LINUX_SLL2):
-        return Spot(f"capture on {seen.interface}", (linktype,), reason=f"the kernel does not show the headers of {_linktype(linktype)}")
+        return Spot(
+            f"capture on {seen.interface}", (linktype,), reason=f"the kernel does not show the headers of {shown_linktype(linktype)}"
+        )
     return Spot(f"capture on {seen.interface or 'all interfaces'}", (linktype,), made_up=cooked)
-
-
-def _linktype(number: int) -> str:
-    return linktype_name(number) or str(number)
 
 
 def check_linktype(program: Program | EbpfProgram, spot: Spot) -> None:
     if program.linktype not in spot.linktypes:
-        names = "one of an interface" if spot.unbound else " or ".join(map(_linktype, spot.linktypes))
-        raise AttachError(f"{spot}: the program is for link type {_linktype(program.linktype)}, expected {names}")
+        names = "one of an interface" if spot.unbound else " or ".join(map(shown_linktype, spot.linktypes))
+        raise AttachError(f"{spot}: the program is for link type {shown_linktype(program.linktype)}, expected {names}")

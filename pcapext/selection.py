@@ -109,7 +109,8 @@ class Filter:
             case Program():
                 program = replace(self.source, linktype=linktype) if self._adapt else self.source
                 if program.linktype != linktype:
-                    raise ProgramError(f"a packet of link type {_shown(linktype)}, and the filter is for {_shown(program.linktype)}")
+                    met, made_for = map(pcap_bridge.shown_linktype, (linktype, program.linktype))
+                    raise ProgramError(f"a packet of link type {met}, and the filter is for {made_for}")
                 made = program.instructions
         for instruction in made:
             if instruction.ancillary and instruction.k not in WALKED_K:
@@ -196,7 +197,3 @@ class Selector:
             self._programs, batch.chunk.buffer, batch.records, batch.count, self._blocks, indexes, self._length, self._counters
         )
         return found
-
-
-def _shown(linktype: int) -> str:
-    return pcap_bridge.linktype_name(linktype) or str(linktype)

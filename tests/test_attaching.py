@@ -31,8 +31,8 @@ from pcapext import AttachError, AttachWarning, Program, bpf, compile
 from pcapext.attaching import Attachment, attach
 from pcapext.bpf import Instruction
 from pcapext.errors import FilterError, KernelLacksError
+from pcapext.pcap_handles import Matches
 from pcapext.pcap_live import LiveHandle, open_live
-from pcapext.places import Matches
 from pcapext.sockets import await_filters, read_filter, set_filter
 
 __all__ = ["each_libpcap", "no_descriptor_is_left"]

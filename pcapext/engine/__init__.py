@@ -105,10 +105,10 @@ def matcher_of(instructions: Sequence[Instruction], linktype: int, settings: Wal
     # Here, since most programs do without the table of encapsulations.
     from pcapext.encapsulation import LINK_LAYER_BY_NUMBER
     from pcapext.engine.walk import walk_table
-    from pcapext.pcap_bridge import linktype_name
+    from pcapext.pcap_bridge import shown_linktype
 
     if linktype not in LINK_LAYER_BY_NUMBER:
-        raise ProgramError(f"the program loads flow keys, and there are none on link type {linktype_name(linktype) or linktype}")
+        raise ProgramError(f"the program loads flow keys, and there are none on link type {shown_linktype(linktype)}")
     return Matcher(instructions, walk_table(linktype, settings))
 
 

@@ -24,7 +24,7 @@ from pcapext.compiler import weaker
 from pcapext.errors import AttachError, CaptureError, printable
 from pcapext.formats import NATIVE, PCAP_MAGICS, PCAPNG_MAGIC, SECTION_START, section_byteorder
 from pcapext.pcap_bridge import LOOPBACK_LINKTYPES
-from pcapext.places import Matches
+from pcapext.pcap_handles import Matches
 from pcapext.selection import Filter
 
 #: A C double of seconds since 1970 is wrong by less than that, in ns.

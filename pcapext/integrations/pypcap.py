@@ -24,7 +24,7 @@ from pcapext.bpf import Program
 from pcapext.errors import CaptureError
 from pcapext.integrations import missing
 from pcapext.integrations.handles import FLOAT_ERROR, Checked
-from pcapext.places import Matches
+from pcapext.pcap_handles import Matches
 
 try:
     import pcap as library

@@ -37,7 +37,8 @@ from pcapext.errors import AttachError, CaptureError, FilterError, KernelLacksEr
 from pcapext.flowkeys import EXTENSION_WORDS
 from pcapext.formats import NATIVE, dlt_of_linktype
 from pcapext.integrations import missing
-from pcapext.places import EN10MB, LINKTYPE_BY_HATYPE, Matches
+from pcapext.pcap_handles import Matches
+from pcapext.places import EN10MB, LINKTYPE_BY_HATYPE
 from pcapext.selection import Filter
 
 try:
